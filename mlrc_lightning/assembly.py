@@ -1,0 +1,169 @@
+"""The pieces of a trial, built from its settings: data, module, trainer. The last place that sees a `_target_`."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from torch import nn
+
+import mlrc_lightning.torchvision_import  # noqa: F401
+from mlrc_lightning.augment import TrainTransform
+from mlrc_lightning.datamodule import FoldDataModule, Pixels
+from mlrc_lightning.datasets.cache import Half, cached_images
+from mlrc_lightning.datasets.images import LabeledImages, check_classes
+from mlrc_lightning.errors import ConfigError, MlrcError
+from mlrc_lightning.module import EmbeddingModule
+from mlrc_lightning.objective import Objective
+from mlrc_lightning.schema import Target, TrialSettings
+from mlrc_lightning.splits import (
+    FoldSplit,
+    class_disjoint_split,
+    first_half_classes,
+    sample_indices,
+    second_half_classes,
+)
+
+
+class TrialData:
+    """The images of one trial: labels of all classes, pixels of the first half, and of the second where allowed.
+
+    Both halves are decoded before training, so that a broken file is found before hours of it, and not after.
+
+    Args:
+        settings: Of the trial; its stage decides whether test images can be reached at all.
+
+    Raises:
+        DatasetError: The dataset is missing, broken, or has too few classes or images.
+    """
+
+    def __init__(self, settings: TrialSettings) -> None:
+        self._settings = settings
+        self.images: LabeledImages = build(settings.dataset.images, "dataset.images")
+        self.num_classes = len(self.images.class_names)
+        self.splits = {fold: class_disjoint_split(self.num_classes, fold) for fold in settings.folds}
+        check_classes(self.images, settings.dataset.min_images_per_class)
+        self.trainval = self._pixels("trainval", first_half_classes(self.num_classes))
+        self.test = self._pixels("test", second_half_classes(self.num_classes)) if settings.opens_test_classes else None
+        self.description = {
+            "name": settings.dataset.name,
+            "num_classes": self.num_classes,
+            "num_images": len(self.images.labels),
+            "num_trainval_images": len(self.trainval.cache.indices),
+            "trainval_fingerprint": self.images.fingerprint(self.trainval.cache.indices),
+        }
+
+    def _pixels(self, half: Half, classes: range) -> Pixels:
+        folder = Path(self._settings.data_root) / "cache" / self._settings.dataset.name
+        indices = sample_indices(self.images.labels, classes)
+        cache = cached_images(self.images, indices, self._settings.transform.resize, folder, half)
+        return Pixels(cache, self.images.labels)
+
+
+def build(target: Target, path: str, **facts: Any) -> Any:
+    """Instantiates a `_target_` of the configuration, with `<name>` arguments replaced by facts of the fold.
+
+    Raises:
+        ConfigError: The class is unknown, an argument is misspelt or missing, or a `<name>` is not a known fact.
+    """
+
+    def filled(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: filled(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [filled(value) for value in node]
+        if isinstance(node, str) and node.startswith("<") and node.endswith(">"):
+            if node[1:-1] not in facts:
+                raise ConfigError(f"{path}: {node} is not known here. Known: {', '.join(f'<{f}>' for f in facts)}.")
+            return facts[node[1:-1]]
+        return node
+
+    try:
+        return instantiate(filled(target), _convert_="all")
+    except MlrcError:
+        raise
+    except Exception as error:
+        # Hydra wraps the class's own error, which is the one that tells what is wrong
+        cause = error.__cause__ or error
+        if isinstance(cause, MlrcError):
+            raise cause from None
+        raise ConfigError(f"{path}: cannot build {target['_target_']}: {cause}") from error
+
+
+def build_module(settings: TrialSettings, fold: int, num_train_classes: int | None) -> EmbeddingModule:
+    """Builds the untrained module of a fold; its random weights depend on (seed, fold) alone.
+
+    Args:
+        settings: Of the trial.
+        fold: Number of the fold.
+        num_train_classes: C of the loss; None for a module that only embeds.
+    """
+    torch.manual_seed(_stream(settings.seed, fold, "weights"))
+    trunk = build(settings.trunk.model, "trunk.model")
+    embedder = nn.Linear(trunk.num_features, settings.embedder.embedding_size)
+    if num_train_classes is None:
+        return EmbeddingModule(trunk, embedder, frozen_batchnorm=settings.trunk.freeze_batchnorm)
+    facts = {"num_train_classes": num_train_classes, "embedding_size": settings.embedder.embedding_size}
+    miner = settings.loss.miner
+    objective = Objective(
+        loss=build(settings.loss.function, "loss.function", **facts),
+        miner=None if miner is None else build(miner, "loss.miner", **facts),
+    )
+
+    def optimizer(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        made: torch.optim.Optimizer = build({**settings.optimizer, "_partial_": True}, "optimizer")(groups)
+        return made
+
+    return EmbeddingModule(
+        trunk, embedder, objective, optimizer, settings.loss.optimizer, settings.trunk.freeze_batchnorm
+    )
+
+
+def build_trainer(settings: TrialSettings, folder: Path, **arguments: Any) -> pl.Trainer:
+    """Builds a Lightning Trainer that writes nothing by itself."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its lines on devices, once a fold
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # images come decoded
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")  # Lightning 2.6.6's own, 2026-11
+    warnings.filterwarnings("ignore", message=".*The `srun` command is available.*")
+    hardware = settings.trainer
+    return pl.Trainer(
+        accelerator=hardware.accelerator,
+        devices=hardware.devices,
+        strategy=hardware.strategy,
+        precision=hardware.precision,  # type: ignore[arg-type]
+        deterministic="warn" if hardware.deterministic else False,
+        default_root_dir=folder,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        **arguments,
+    )
+
+
+def build_datamodule(settings: TrialSettings, data: TrialData, split: FoldSplit) -> FoldDataModule:
+    """Builds the batches of one fold."""
+    transform = settings.transform
+    return FoldDataModule(
+        pixels=data.trainval,
+        split=split,
+        transform=TrainTransform(transform.crop, transform.scale, transform.ratio, transform.flip_probability),
+        samples_per_class=settings.loss.samples_per_class,
+        batch_size=settings.batch_size,
+        iterations_per_epoch=settings.schedule.iterations_per_epoch,
+        evaluation_batch_size=settings.evaluation.batch_size,
+        seed=_stream(settings.seed, split.fold, "batches"),
+        num_workers=settings.trainer.num_workers,
+    )
+
+
+def _stream(seed: int, fold: int, purpose: str) -> int:
+    """Returns an independent seed for each purpose of each fold."""
+    return int(np.random.SeedSequence([seed, fold, *purpose.encode()]).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,0 +1,209 @@
+"""What happens at the end of an epoch: select, save, stop, tell."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytorch_lightning as pl
+import safetensors.torch
+import torch
+from tqdm import tqdm
+
+import mlrc_lightning.torchvision_import  # noqa: F401
+from mlrc_lightning.errors import RecordError
+from mlrc_lightning.module import EmbeddingModule
+from mlrc_lightning.records import EpochResult, write_bytes
+from mlrc_lightning.selection import UNTRAINED_EPOCH, Selection
+
+log = logging.getLogger(__name__)
+
+PRIMARY_METRIC = "mean_average_precision_at_r"
+PARTS = ("trunk", "embedder")
+_RESUME_FILE = "latest.pt"
+
+
+class Progress(Protocol):
+    """Told of every epoch."""
+
+    def epoch_ended(self, result: EpochResult, selection: Selection) -> None:
+        """Shows one epoch."""
+        ...
+
+
+class FoldCheckpoint(pl.callbacks.Checkpoint):
+    """Keeps the history of one fold, its selected weights, and what a resume needs, all written atomically.
+
+    In the fold's folder: `trunk_epoch<N>.safetensors` and `embedder_epoch<N>.safetensors` of the selected epoch, and
+    `latest.pt` of the last validated one, from which `resume` goes on exactly.
+
+    A subclass of Lightning's Checkpoint, because those run after the module's own hooks.
+
+    Args:
+        folder: Of this fold.
+        save_interval: Validate every so many epochs.
+        selection: The state of model selection; taken over from `latest.pt` on resume.
+        progress: Told of every epoch.
+    """
+
+    def __init__(self, folder: Path, save_interval: int, selection: Selection, progress: Progress) -> None:
+        self.folder = folder
+        self.selection = selection
+        self.history: list[EpochResult] = []
+        self.first_epoch = 0
+        self._save_interval = save_interval
+        self._progress = progress
+        self._epoch_began = time.monotonic()
+        self._optimizer_state: dict[str, Any] | None = None
+
+    @property
+    def weights(self) -> dict[str, Path]:
+        """The files of the selected model."""
+        return {part: self.folder / f"{part}_epoch{self.selection.selected_epoch}.safetensors" for part in PARTS}
+
+    def resume(self, module: EmbeddingModule) -> bool:
+        """Takes up the state of an interrupted training; returns whether there was one.
+
+        Raises:
+            RecordError: The file is damaged or of another model.
+        """
+        path = self.folder / _RESUME_FILE
+        if not path.exists():
+            return False
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            module.load_state_dict(state["module"])
+            self.selection = Selection(**state["selection"])
+            self.history = [EpochResult(**epoch) for epoch in state["history"]]
+            torch.set_rng_state(state["rng"])
+        except (RuntimeError, KeyError, TypeError, EOFError, OSError, ValueError) as error:
+            raise RecordError(f"{path}: expected the state of this fold ({error}). Remove it to start over.") from error
+        self.first_epoch = self.history[-1].epoch
+        self._optimizer_state = state["optimizer"]
+        return True
+
+    def untrained(self, module: EmbeddingModule, seconds: float) -> None:
+        """Takes the evaluation before training as epoch 0."""
+        self._add(module, UNTRAINED_EPOCH, None, seconds)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Gives the resumed optimizer its state."""
+        if self._optimizer_state is not None:
+            trainer.optimizers[0].load_state_dict(self._optimizer_state)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the clock."""
+        self._epoch_began = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Records the epoch; on a validated one selects, saves and decides whether to stop."""
+        assert isinstance(pl_module, EmbeddingModule)
+        epoch = self.first_epoch + trainer.current_epoch + 1
+        seconds = time.monotonic() - self._epoch_began
+        is_validated = epoch % self._save_interval == 0
+        is_selected = self._add(pl_module, epoch, pl_module.train_loss, seconds, is_validated)
+        if is_validated:
+            if is_selected:
+                self._save_weights(pl_module)
+            self._save_resume_state(trainer, pl_module)
+            trainer.should_stop = trainer.should_stop or self.selection.should_stop(epoch)
+
+    def remove_resume_state(self) -> None:
+        """Frees the space of `latest.pt` once the fold's result is on disk."""
+        (self.folder / _RESUME_FILE).unlink(missing_ok=True)
+
+    def _add(
+        self,
+        module: EmbeddingModule,
+        epoch: int,
+        loss: float | None,
+        seconds: float,
+        is_validated: bool = True,
+    ) -> bool:
+        metrics = module.val_metrics if is_validated else None
+        assert metrics is not None or not is_validated
+        result = EpochResult(
+            epoch=epoch,
+            train_loss=loss,
+            val=None if metrics is None else dict(metrics.as_dict()),
+            collapsed=metrics is not None and metrics.collapsed,
+            seconds=round(seconds, 3),
+        )
+        self.history.append(result)
+        is_selected = metrics is not None and self.selection.update(epoch, getattr(metrics, PRIMARY_METRIC))
+        self._progress.epoch_ended(result, self.selection)
+        return is_selected
+
+    def _save_weights(self, module: EmbeddingModule) -> None:
+        for part, path in self.weights.items():
+            save_weights(path, getattr(module, part))
+
+    def _save_resume_state(self, trainer: pl.Trainer, module: EmbeddingModule) -> None:
+        buffer = io.BytesIO()
+        torch.save(
+            {
+                "module": module.state_dict(),
+                "optimizer": trainer.optimizers[0].state_dict(),
+                "selection": vars(self.selection),
+                "history": [vars(result) for result in self.history],
+                "rng": torch.get_rng_state(),
+            },
+            buffer,
+        )
+        write_bytes(self.folder / _RESUME_FILE, buffer.getvalue())
+        # older weights go only after the state that no longer needs them is safe
+        kept = set(self.weights.values())
+        for path in self.folder.glob("*_epoch*.safetensors"):
+            if path not in kept:
+                path.unlink()
+
+
+def save_weights(path: Path, module: torch.nn.Module) -> None:
+    """Writes a module's weights as safetensors, atomically."""
+    state: Mapping[str, torch.Tensor] = {
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()
+    }
+    write_bytes(path, safetensors.torch.save(dict(state)))
+
+
+class FoldProgress:
+    """Fold, epoch, best score and time left: a bar on a terminal, a line per validation elsewhere.
+
+    Args:
+        fold: Number of the fold.
+        num_folds: Folds of this trial.
+        max_epochs: Last epoch, where patience does not stop earlier.
+    """
+
+    def __init__(self, fold: int, num_folds: int, max_epochs: int) -> None:
+        self._name = f"fold {fold} of {num_folds}"
+        self._max_epochs = max_epochs
+        self._bar = tqdm(total=max_epochs, desc=self._name, unit="epoch", leave=False) if sys.stderr.isatty() else None
+        self._trained: list[float] = []
+
+    def epoch_ended(self, result: EpochResult, selection: Selection) -> None:
+        """Shows one epoch."""
+        if result.train_loss is not None:
+            self._trained.append(result.seconds)
+        best = f"best {selection.best_score:.4f} (epoch {selection.best_epoch})"
+        if self._bar is not None:
+            self._bar.n = result.epoch
+            self._bar.set_postfix_str(best)
+        elif result.val is not None:
+            left = (self._max_epochs - result.epoch) * sum(self._trained[-10:]) / max(1, len(self._trained[-10:]))
+            loss = "untrained" if result.train_loss is None else f"loss {result.train_loss:.4f}"
+            log.info(
+                "%s | epoch %d/%d | %s | val MAP@R %.4f | %s | at most %.0f s left%s",
+                self._name, result.epoch, self._max_epochs, loss, result.val[PRIMARY_METRIC], best, left,
+                " | all embeddings in one point" if result.collapsed else "",
+            )  # fmt: skip
+
+    def close(self) -> None:
+        """Clears the bar."""
+        if self._bar is not None:
+            self._bar.close()

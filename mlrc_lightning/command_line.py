@@ -1,0 +1,93 @@
+"""How every entry point ends: a user's error is one message and exit code 2, anything else a traceback."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from mlrc_lightning.config import config_folder
+from mlrc_lightning.schema import suggestion
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+USAGE_ERROR = 2
+
+
+def run(command: Callable[[], Any]) -> Any:
+    """Calls a Hydra main function, or any other, and turns its errors into messages and exit codes.
+
+    Usage errors are those that say so (`is_usage_error`), and Hydra's and OmegaConf's about the configuration. They
+    print one message and exit with 2; HYDRA_FULL_ERROR=1 shows their traceback as well.
+    """
+    wants_traceback = os.environ.get(FULL_ERROR) == "1"
+    os.environ[FULL_ERROR] = "1"  # else Hydra prints and exits by itself, before it can be told apart
+    try:
+        return command()
+    except KeyboardInterrupt:
+        sys.stderr.write("\nInterrupted. The same command goes on from here.\n")
+        sys.exit(130)
+    except Exception as error:
+        if wants_traceback or not is_usage_error(error):
+            raise
+        sys.stderr.write(f"{message(error)}\n")
+        sys.exit(USAGE_ERROR)
+    finally:
+        if not wants_traceback:
+            os.environ.pop(FULL_ERROR, None)
+
+
+def is_usage_error(error: BaseException) -> bool:
+    """Returns whether a change of the command, the configuration or the data cures the error."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    declared = getattr(error, "is_usage_error", None)
+    return bool(declared) if declared is not None else isinstance(error, HydraException | OmegaConfBaseException)
+
+
+def message(error: BaseException) -> str:
+    """Returns the error's message, with the nearest known name where Hydra could not find one."""
+    text = str(error).strip()
+    cause = error.__cause__
+    if cause is not None and is_usage_error(cause) and str(cause) not in text:
+        text = f"{text}\n{str(cause).strip()}"
+    group = re.search(r"Could not find '([\w./-]+)/([^/']+)'", text)
+    if group is not None:
+        return f"{group[1]}={group[2]}: unknown.{_nearest_option(group[1], group[2])}"
+    key = re.search(r"Could not override '([^']+)'", text) or re.search(r"full_key: (\S+)", text)
+    if key is not None and ("not in struct" in text or "Could not override" in text):
+        return f"{key[1]}: unknown key.{_nearest_key(key[1])}\nSee all keys: python train.py --cfg job"
+    return text
+
+
+def _nearest_option(group: str, option: str) -> str:
+    options = sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
+    return suggestion(option, options) if options else ""
+
+
+def _nearest_key(key: str) -> str:
+    """Suggests full keys that end like the misspelt one, else the nearest in spelling."""
+    import difflib
+
+    import yaml
+
+    known: set[str] = set()
+
+    def collect(node: Any, path: str) -> None:
+        if isinstance(node, dict):
+            for name, child in node.items():
+                collect(child, f"{path}.{name}" if path else str(name))
+        known.add(path)
+
+    for path in config_folder().rglob("*.yaml"):
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content.pop("defaults", None)
+        group = path.parent.relative_to(config_folder()).as_posix()
+        is_global = "@package _global_" in path.read_text(encoding="utf-8")
+        collect(content, "" if group == "." or is_global else group.replace("/", "."))
+    last = key.rsplit(".", 1)[-1]
+    same_end = sorted(name for name in known if name.rsplit(".", 1)[-1] == last and name != key)
+    near = same_end or difflib.get_close_matches(key, known - {""}, n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(near[:3])}?" if near else ""

@@ -1,0 +1,165 @@
+"""The images of one fold as batches of uint8 pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+import mlrc_lightning.torchvision_import  # noqa: F401
+from mlrc_lightning.augment import TrainTransform, center_crop
+from mlrc_lightning.datasets.cache import CachedImages
+from mlrc_lightning.sampling import Batch, MPerClassBatches
+from mlrc_lightning.splits import FoldSplit, sample_indices
+
+LabeledBatch = tuple[Tensor, Tensor]
+"""(images (B, 3, H, W) uint8 RGB, labels (B,) int64)."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The images of one half of a dataset.
+
+    Attributes:
+        cache: Where the pixels are.
+        labels: Class position of *every* image of the dataset; (N,), int64.
+    """
+
+    cache: CachedImages
+    labels: NDArray[np.int64]
+
+    def indices(self, classes: tuple[int, ...] | range) -> NDArray[np.int64]:
+        """Returns the dataset indices of all images of some classes of this half, ascending."""
+        return np.intersect1d(sample_indices(self.labels, classes), self.cache.indices, assume_unique=True)
+
+
+class _TrainImages(Dataset[LabeledBatch]):
+    """Whole batches: index is a list of (dataset index, augmentation seed)."""
+
+    def __init__(self, pixels: Pixels, transform: TrainTransform, position: dict[int, int]) -> None:
+        self._pixels, self._transform, self._position = pixels, transform, position
+        self._opened = pixels.cache.open()
+
+    def __getitem__(self, batch: Batch) -> LabeledBatch:
+        size = self._transform.crop
+        images = np.empty((len(batch), size, size, 3), dtype=np.uint8)
+        for row, (index, seed) in enumerate(batch):
+            image = self._pixels.cache.image(self._opened, index)
+            images[row] = self._transform(image, np.random.default_rng(seed))
+        labels = [self._position[int(self._pixels.labels[index])] for index, _ in batch]
+        return _channels_first(images), torch.tensor(labels)
+
+
+class _EvaluationImages(Dataset[LabeledBatch]):
+    """Whole batches: index is a list of dataset indices."""
+
+    def __init__(self, pixels: Pixels, crop: int) -> None:
+        self._pixels, self._crop = pixels, crop
+        self._opened = pixels.cache.open()
+
+    def __getitem__(self, batch: list[int]) -> LabeledBatch:
+        images = [center_crop(self._pixels.cache.image(self._opened, index), self._crop) for index in batch]
+        return _channels_first(np.stack(images)), torch.from_numpy(self._pixels.labels[batch])
+
+
+class _Blocks(Sampler[list[int]]):
+    """Consecutive blocks of indices, in order, the last one shorter."""
+
+    def __init__(self, indices: NDArray[np.int64], batch_size: int) -> None:
+        self._blocks = [indices[i : i + batch_size].tolist() for i in range(0, len(indices), batch_size)]
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter(self._blocks)
+
+
+def evaluation_loader(
+    pixels: Pixels, classes: tuple[int, ...] | range, crop: int, batch_size: int, num_workers: int
+) -> DataLoader[LabeledBatch]:
+    """Returns all images of some classes, centre-cropped, in dataset order.
+
+    Raises:
+        KeyError: A class is not in the half that `pixels` holds.
+    """
+    indices = pixels.indices(classes)
+    missing = set(classes) - set(pixels.labels[indices].tolist())
+    if missing:
+        raise KeyError(f"classes {sorted(missing)[:5]} are not in {pixels.cache.file}")
+    return DataLoader(
+        _EvaluationImages(pixels, crop),
+        sampler=_Blocks(indices, batch_size),
+        batch_size=None,
+        num_workers=num_workers,
+    )
+
+
+class FoldDataModule(pl.LightningDataModule):
+    """Training and validation batches of one fold. It holds no test image, and no way to one.
+
+    Args:
+        pixels: The images of the first half of the classes.
+        split: Which classes are trained and validated.
+        transform: Crop and flip of training images.
+        samples_per_class: m of the sampler.
+        batch_size: Images of a training batch.
+        iterations_per_epoch: Training batches of an epoch.
+        evaluation_batch_size: Images of a validation batch.
+        seed: Root of sampling and augmentation.
+        num_workers: Processes that read images.
+    """
+
+    def __init__(
+        self,
+        pixels: Pixels,
+        split: FoldSplit,
+        transform: TrainTransform,
+        samples_per_class: int,
+        batch_size: int,
+        iterations_per_epoch: int,
+        evaluation_batch_size: int,
+        seed: int,
+        num_workers: int,
+    ) -> None:
+        super().__init__()
+        self._pixels = pixels
+        self._split = split
+        self._transform = transform
+        self._evaluation_batch_size = evaluation_batch_size
+        self._num_workers = num_workers
+        indices = pixels.indices(split.train)
+        self.batches = MPerClassBatches(
+            pixels.labels[indices], indices, samples_per_class, batch_size, iterations_per_epoch, seed
+        )
+
+    def train_dataloader(self) -> DataLoader[LabeledBatch]:
+        """Returns augmented m-per-class batches, labels 0 to C-1 in the order of the split."""
+        position = {label: number for number, label in enumerate(sorted(self._split.train))}
+        return DataLoader(
+            _TrainImages(self._pixels, self._transform, position),
+            sampler=self.batches,
+            batch_size=None,
+            num_workers=self._num_workers,
+            persistent_workers=self._num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def val_dataloader(self) -> DataLoader[LabeledBatch]:
+        """Returns all validation images, centre-cropped."""
+        return evaluation_loader(
+            self._pixels,
+            self._split.val,
+            self._transform.crop,
+            self._evaluation_batch_size,
+            self._num_workers,
+        )
+
+
+def _channels_first(images: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,139 @@
+"""What the rest of the package asks of a dataset, and the common case: images in files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from mlrc_lightning.errors import DatasetError, ImageError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+
+class LabeledImages(Protocol):
+    """Images with a class each. Labels are known without opening a single image.
+
+    Attributes:
+        labels: Class position of each image in label order, 0 to C-1; (N,), int64.
+        class_names: Name of each class, in label order; C of them.
+    """
+
+    labels: NDArray[np.int64]
+    class_names: Sequence[str]
+
+    def read(self, index: int) -> Image.Image:
+        """Returns one image in RGB, its stored size."""
+        ...
+
+    def describe(self, index: int) -> str:
+        """Returns what a message or a neighbour sheet calls the image."""
+        ...
+
+    def fingerprint(self, indices: NDArray[np.int64]) -> str:
+        """Returns a digest that changes when the pixels of these images may have changed."""
+        ...
+
+
+class ImageFiles:
+    """Images in files, decoded by Pillow and converted to RGB (grey and CMYK ones too).
+
+    Args:
+        paths: File of each image; N of them.
+        labels: Label of each image; integers sort numerically, strings alphabetically.
+        root: Folder that messages and digests name files by.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        labels: Sequence[int] | Sequence[str],
+        root: Path,
+    ) -> None:
+        distinct: list[int | str] = sorted(set(labels))
+        position = {label: number for number, label in enumerate(distinct)}
+        self.paths = list(paths)
+        self.root = root
+        self.labels = np.array([position[label] for label in labels], dtype=np.int64)
+        self.class_names = [str(label) for label in distinct]
+
+    def read(self, index: int) -> Image.Image:
+        """Returns one image in RGB.
+
+        Raises:
+            ImageError: The file is missing, empty, truncated or not an image.
+        """
+        path = self.paths[index]
+        try:
+            if path.stat().st_size == 0:
+                raise ImageError(f"{path}: expected an image, found a file of 0 bytes.")
+            with Image.open(path) as image:
+                return image.convert("RGB")
+        except FileNotFoundError:
+            raise ImageError(f"{path}: expected an image, found no file.") from None
+        except (
+            OSError,
+            UnidentifiedImageError,
+            SyntaxError,
+            ValueError,
+            Image.DecompressionBombError,
+        ) as error:
+            raise ImageError(f"{path}: expected an image, found a file that does not decode ({error}).") from error
+
+    def describe(self, index: int) -> str:
+        """Returns the path below the root."""
+        path = self.paths[index]
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
+
+    def fingerprint(self, indices: NDArray[np.int64]) -> str:
+        """Returns a digest of names, labels, sizes and modification times; no file is opened."""
+        digest = hashlib.sha256()
+        for index in indices.tolist():
+            try:
+                status = self.paths[index].stat()
+            except FileNotFoundError:
+                raise ImageError(f"{self.paths[index]}: expected an image, found no file.") from None
+            entry = [self.describe(index), int(self.labels[index]), status.st_size, status.st_mtime_ns]
+            digest.update(json.dumps(entry).encode())
+        return digest.hexdigest()
+
+
+def image_files_in(folder: Path) -> list[Path]:
+    """Returns the image files directly in a folder, sorted by name; hidden ones are left out."""
+    return sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+    )
+
+
+def require_folder(root: Path, what: str, to_do: str) -> None:
+    """Refuses a folder that is not there.
+
+    Raises:
+        DatasetError: Names the folder, and what to do.
+    """
+    if not root.is_dir():
+        found = "a file" if root.exists() else "nothing"
+        raise DatasetError(f"{what}: expected a folder at {root}, found {found} there. {to_do}")
+
+
+def check_classes(images: LabeledImages, min_images_per_class: int) -> None:
+    """Refuses classes with too few images.
+
+    Raises:
+        DatasetError: Names the first of them, and the way out.
+    """
+    counts = np.bincount(images.labels, minlength=len(images.class_names))
+    small: Iterable[int] = np.flatnonzero(counts < min_images_per_class)
+    names = [f"{images.class_names[number]} ({counts[number]})" for number in small]
+    if names:
+        raise DatasetError(
+            f"Expected at least {min_images_per_class} images in every class, found fewer in {len(names)}:"
+            f" {', '.join(names[:5])}{', …' if len(names) > 5 else ''}. A single image has no other to retrieve:"
+            " remove the class, add images, or set dataset.min_images_per_class=1 to keep it as a distractor."
+        )

@@ -1,0 +1,52 @@
+"""Every error that a user can cause, as one tree.
+
+MlrcError                  one message: what was expected, what was found, what to do
+├── ConfigError            a value, key or combination in the configuration
+├── DatasetError           a folder, index or archive that is missing or not as its layout says
+│   ├── ImageError         one image that cannot be decoded
+│   └── SplitError         too few classes for class-disjoint folds, or a leak between splits
+├── WeightsError           a checkpoint or pretrained file that is missing or does not fit
+├── NonFiniteError         NaN or infinity in a loss, a weight or an embedding
+└── RecordError            a result file that is damaged or of another run
+"""
+
+
+class MlrcError(Exception):
+    """Base of all errors a user can cause; its text is the whole message.
+
+    Attributes:
+        is_usage_error: Whether repeating the job with other hyperparameters cannot help, so that a search
+            stops at once instead of failing trial after trial. Entry points answer with exit code 2.
+    """
+
+    is_usage_error = True
+
+
+class ConfigError(MlrcError):
+    """A value, key or combination in the configuration is not acceptable."""
+
+
+class DatasetError(MlrcError):
+    """A dataset is missing, incomplete, or not in the layout it should have."""
+
+
+class ImageError(DatasetError):
+    """One image cannot be decoded."""
+
+
+class SplitError(DatasetError):
+    """The classes cannot be split as the protocol demands, or two splits share one."""
+
+
+class WeightsError(MlrcError):
+    """A weight file is missing, damaged, or does not fit the model."""
+
+
+class NonFiniteError(MlrcError):
+    """A loss, a weight or an embedding is NaN or infinite: this trial failed, another may not."""
+
+    is_usage_error = False
+
+
+class RecordError(MlrcError):
+    """A result file is damaged or belongs to another run."""

@@ -1,0 +1,190 @@
+"""What is measured on classes that no model was trained or selected on, and how four folds become one number."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+import mlrc_lightning.torchvision_import  # noqa: F401
+from mlrc_lightning.assembly import TrialData, build_module, build_trainer
+from mlrc_lightning.callbacks import PARTS
+from mlrc_lightning.datamodule import Pixels, evaluation_loader
+from mlrc_lightning.errors import WeightsError
+from mlrc_lightning.metrics import METRICS, RetrievalMetrics, retrieval_metrics
+from mlrc_lightning.module import EmbeddingModule
+from mlrc_lightning.records import Accuracies, EvaluationResult, FoldResult, now
+from mlrc_lightning.schema import NUM_FOLDS, TrialSettings
+from mlrc_lightning.splits import FoldSplit, second_half_classes
+
+log = logging.getLogger(__name__)
+
+UNTRAINED_TRUNK = "untrained_trunk"
+UNTRAINED_TRUNK_PCA = "untrained_trunk_pca"
+UNTRAINED_EMBEDDER = "untrained_embedder"
+
+
+def evaluate_on_test_classes(
+    settings: TrialSettings, data: TrialData, folds: Sequence[FoldResult], folder: Path
+) -> EvaluationResult:
+    """Tests the selected models of all folds on the second half of the classes.
+
+    Separated: the mean of the fold models' accuracies. Concatenated: their embeddings, each of length 1, side by
+    side as one longer embedding of length 1; needs all folds.
+
+    Args:
+        settings: Of the trial.
+        data: With the test images.
+        folds: Finished folds whose models were kept.
+        folder: Of the trial.
+
+    Raises:
+        WeightsError: A fold's weights are missing or damaged.
+
+    Source: Musgrave et al. 2020, section 3.3; PROTOCOL.md section 1.8.
+    """
+    assert data.test is not None
+    classes = second_half_classes(data.num_classes)
+    log.info("Opening the %d test classes (%d images)", len(classes), len(data.test.indices(classes)))
+    opened_at = now()
+    notes: list[str] = []
+    labels = _labels(data.test, classes)
+    embeddings = [_embed(load_module(settings, fold, folder), settings, data.test, classes, folder) for fold in folds]
+    per_fold = [retrieval_metrics(embedding, labels) for embedding in embeddings]
+    for fold, metrics in zip(folds, per_fold, strict=True):
+        if metrics.collapsed:
+            notes.append(f"fold {fold.fold}: all test embeddings lie in one point")
+    concatenated = None
+    if {fold.fold for fold in folds} == set(range(NUM_FOLDS)):
+        concatenated = retrieval_metrics(torch.cat(embeddings, dim=1), labels).as_dict()
+    else:
+        notes.append(f"concatenated embeddings need all {NUM_FOLDS} folds, found {len(folds)}")
+    baselines = _baselines(settings, data.test, classes, folds, folder, notes) if settings.evaluation.baselines else {}
+    return EvaluationResult(
+        opened_at=opened_at,
+        num_queries=per_fold[0].num_queries,
+        num_without_relevant=per_fold[0].num_without_relevant,
+        separated=dict(mean_accuracies([metrics.as_dict() for metrics in per_fold])),
+        separated_folds={str(f.fold): m.as_dict() for f, m in zip(folds, per_fold, strict=True)},
+        concatenated=None if concatenated is None else dict(concatenated),
+        baselines=baselines,
+        notes=tuple(notes),
+    )
+
+
+def untrained_trunk_accuracies(settings: TrialSettings, data: TrialData, split: FoldSplit) -> dict[str, Any]:
+    """Returns the accuracies of the trunk's features on a fold's validation classes, before any training."""
+    features = _untrained_features(settings, data.trainval, split.val, split.fold, Path())
+    return dict(retrieval_metrics(features, _labels(data.trainval, split.val)).as_dict())
+
+
+def load_module(settings: TrialSettings, fold: FoldResult, folder: Path) -> EmbeddingModule:
+    """Returns the selected model of a finished fold.
+
+    Raises:
+        WeightsError: A file is missing, damaged, or of another model.
+    """
+    module = build_module(settings, fold.fold, num_train_classes=None)
+    for part in PARTS:
+        path = folder / fold.weights[part]
+        try:
+            getattr(module, part).load_state_dict(safetensors.torch.load_file(path))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise WeightsError(
+                f"{path}: expected the weights of fold {fold.fold} ({error})."
+                f" Remove {path.parent}, and the same command trains this fold again."
+            ) from error
+    return module
+
+
+def mean_accuracies(accuracies: Sequence[Accuracies]) -> Accuracies:
+    """Returns the mean of each metric."""
+    return {name: float(np.mean([accuracy[name] for accuracy in accuracies])) for name in METRICS}
+
+
+def reduce_by_pca(features: Tensor, num_components: int) -> Tensor:
+    """Reduces features as the original's tester does: standardised, then PCA fitted on the same features.
+
+    Args:
+        features: (N, F), N and F >= num_components.
+        num_components: E.
+
+    Returns:
+        (N, E), float32, not normalised.
+
+    Source: pytorch-metric-learning GlobalEmbeddingSpaceTester(pca=E); PROTOCOL.md section 1.7.
+    """
+    standardised = StandardScaler().fit_transform(features.cpu().double().numpy())
+    reduced = PCA(num_components, svd_solver="full").fit_transform(standardised)
+    return torch.from_numpy(reduced).float()
+
+
+def _baselines(
+    settings: TrialSettings,
+    pixels: Pixels,
+    classes: range,
+    folds: Sequence[FoldResult],
+    folder: Path,
+    notes: list[str],
+) -> dict[str, Any]:
+    """Returns the accuracies without training; the mean over folds where their initial weights differ."""
+    labels = _labels(pixels, classes)
+    size = settings.embedder.embedding_size
+    # pretrained trunks are the same in every fold, random ones are not
+    trunks = folds[:1] if settings.trunk.pretrained else folds
+    found: dict[str, list[RetrievalMetrics]] = {
+        UNTRAINED_TRUNK: [],
+        UNTRAINED_TRUNK_PCA: [],
+        UNTRAINED_EMBEDDER: [],
+    }
+    for fold in trunks:
+        features = _untrained_features(settings, pixels, classes, fold.fold, folder)
+        found[UNTRAINED_TRUNK].append(retrieval_metrics(features, labels))
+        if size <= min(features.shape):
+            found[UNTRAINED_TRUNK_PCA].append(retrieval_metrics(reduce_by_pca(features, size), labels.cpu()))
+    if not found[UNTRAINED_TRUNK_PCA]:
+        notes.append(f"PCA to {size} needs as many test images and trunk features, found {tuple(features.shape)}")
+    for fold in folds:
+        module = build_module(settings, fold.fold, num_train_classes=None)
+        found[UNTRAINED_EMBEDDER].append(retrieval_metrics(_embed(module, settings, pixels, classes, folder), labels))
+    return {
+        name: dict(mean_accuracies([m.as_dict() for m in metrics])) if metrics else None
+        for name, metrics in found.items()
+    }
+
+
+def _untrained_features(
+    settings: TrialSettings, pixels: Pixels, classes: tuple[int, ...] | range, fold: int, folder: Path
+) -> Tensor:
+    trunk = build_module(settings, fold, num_train_classes=None).trunk
+    return _embed(EmbeddingModule(trunk, nn.Identity()), settings, pixels, classes, folder)
+
+
+def _embed(
+    module: EmbeddingModule,
+    settings: TrialSettings,
+    pixels: Pixels,
+    classes: tuple[int, ...] | range,
+    folder: Path,
+) -> Tensor:
+    """Embeds all images of some classes in dataset order; (N, E), float32."""
+    loader = evaluation_loader(
+        pixels, classes, settings.transform.crop, settings.evaluation.batch_size, settings.trainer.num_workers
+    )
+    trainer = build_trainer(settings, folder, enable_checkpointing=False)
+    batches = trainer.predict(module, loader)
+    assert batches is not None
+    return torch.cat([batch for batch in batches if isinstance(batch, Tensor)])
+
+
+def _labels(pixels: Pixels, classes: tuple[int, ...] | range) -> Tensor:
+    return torch.from_numpy(pixels.labels[pixels.indices(classes)])

@@ -1,0 +1,17 @@
+"""Exact retrieval metrics: Precision@1, R-Precision and MAP@R."""
+
+from mlrc_lightning.metrics.functional import (
+    average_precision_at_r,
+    precision_at_1,
+    r_precision,
+)
+from mlrc_lightning.metrics.retrieval import METRICS, RetrievalMetrics, retrieval_metrics
+
+__all__ = [
+    "METRICS",
+    "RetrievalMetrics",
+    "average_precision_at_r",
+    "precision_at_1",
+    "r_precision",
+    "retrieval_metrics",
+]

@@ -1,0 +1,1 @@
+"""Trunks, the embedder, and how pixels become a trunk's input."""

@@ -1,0 +1,233 @@
+"""What a trial leaves on disk: one JSON, complete in itself, and how files are written so that a kill loses nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mlrc_lightning.errors import ConfigError, RecordError
+from mlrc_lightning.schema import read
+
+T = TypeVar("T")
+
+SCHEMA_VERSION = 1
+RECORD_FILE = "record.json"
+Accuracies = dict[str, float]
+"""precision_at_1, r_precision, mean_average_precision_at_r, as fractions in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """One epoch of one fold; validation figures where the epoch was validated.
+
+    Attributes:
+        epoch: From 1; 0 is the untrained model.
+        train_loss: Mean loss of the epoch's batches; None for epoch 0.
+        val: Accuracies on the validation classes.
+        collapsed: Whether the validation embeddings lay in one point.
+        seconds: Wall time of training and validation.
+    """
+
+    epoch: int
+    train_loss: float | None
+    val: dict[str, Any] | None
+    collapsed: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """One finished fold.
+
+    Attributes:
+        fold: Number of the fold.
+        seed: Root of its random streams.
+        train_classes: Class positions trained on.
+        val_classes: Class positions validated on.
+        num_train_images: Images of the training classes.
+        num_val_queries: Validation images that were queries.
+        num_val_without_relevant: Validation images alone in their class.
+        selected_epoch: Epoch of the model that is kept and tested.
+        val: Its accuracies on the validation classes.
+        beats_untrained: Whether its MAP@R is above the untrained model's.
+        untrained_trunk_val: Accuracies of the trunk's features before training; None where not asked for.
+        epochs: All epochs, 0 first.
+        stopped_because: Patience or the last epoch.
+        weights: Files of trunk and embedder, relative to the trial's folder; empty where not kept.
+        seconds: Wall time.
+    """
+
+    fold: int
+    seed: int
+    train_classes: tuple[int, ...]
+    val_classes: tuple[int, ...]
+    num_train_images: int
+    num_val_queries: int
+    num_val_without_relevant: int
+    selected_epoch: int
+    val: dict[str, Any]
+    beats_untrained: bool
+    untrained_trunk_val: dict[str, Any] | None
+    epochs: tuple[EpochResult, ...]
+    stopped_because: str
+    weights: dict[str, Any]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """One use of the test classes.
+
+    Attributes:
+        opened_at: When, UTC.
+        num_queries: Test images that were queries.
+        num_without_relevant: Test images alone in their class.
+        separated: Mean over the fold models of their accuracies.
+        separated_folds: Accuracies of each fold model, by fold.
+        concatenated: Accuracies of all fold models' embeddings concatenated; None unless all folds were trained.
+        baselines: Accuracies without training, by name; None for one that could not be computed, with the reason
+            in `notes`.
+        notes: What a reader of the figures must know.
+    """
+
+    opened_at: str
+    num_queries: int
+    num_without_relevant: int
+    separated: dict[str, Any]
+    separated_folds: dict[str, Any]
+    concatenated: dict[str, Any] | None
+    baselines: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """Everything about one trial: what was asked, what came out, where and with what.
+
+    Attributes:
+        status: "complete" or "failed".
+        failure: Why it failed; None if it did not.
+        settings: The full configuration, as data.
+        dataset: Name, counts, digest of files and class names.
+        val: Mean over folds of the selected models' accuracies.
+        folds: The finished folds.
+        test: None in a search.
+        environment: Versions, hardware, code revision.
+    """
+
+    schema_version: int
+    status: str
+    failure: str | None
+    stage: str
+    protocol: str
+    benchmark: str
+    loss: str
+    seed: int
+    settings: dict[str, Any]
+    dataset: dict[str, Any]
+    val: dict[str, Any] | None
+    folds: tuple[FoldResult, ...]
+    test: EvaluationResult | None
+    environment: dict[str, Any]
+    started_at: str
+    seconds: float
+
+
+def now() -> str:
+    """Returns the time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file as a whole: a reader sees the old content or the new, whenever the process is killed."""
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Writes a dataclass or plain data as JSON, as `write_bytes` does; NaN is refused."""
+    plain = dataclasses.asdict(content) if dataclasses.is_dataclass(content) else content  # type: ignore[arg-type]
+    write_bytes(path, (json.dumps(plain, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_plain_json(path: Path) -> Any:
+    """Reads JSON as it is.
+
+    Raises:
+        RecordError: The file is not there, or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecordError(f"{path}: expected a result file, found none.") from None
+    except ValueError as error:
+        raise RecordError(f"{path}: expected JSON, found a damaged file ({error}). Remove it to run again.") from error
+
+
+def read_json(path: Path, cls: type[T]) -> T:
+    """Reads a dataclass from JSON, as data: nothing in it is instantiated.
+
+    Raises:
+        RecordError: The file is not there, not JSON, or not of this schema.
+    """
+    content = read_plain_json(path)
+    version = content.get("schema_version", SCHEMA_VERSION) if isinstance(content, Mapping) else None
+    if version != SCHEMA_VERSION:
+        raise RecordError(f"{path}: expected schema version {SCHEMA_VERSION}, found {version}.")
+    try:
+        return read(cls, content)
+    except ConfigError as error:
+        raise RecordError(f"{path}: {error}") from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes partial files that a killed writer left; call it as the only writer of the folder."""
+    for leftover in folder.glob(".*.partial-*"):
+        leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Holds a folder for this process; the lock ends with it, however it ends.
+
+    Raises:
+        RecordError: Another process holds it; the message names host and process.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    while True:
+        with path.open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise RecordError(
+                    f"{folder} is being written by {file.read().strip() or 'another process'}."
+                    " Wait for it, or run with another output_root."
+                ) from None
+            if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
+                continue  # its last holder removed the file between our opening and locking it
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {now()}\n")
+            file.flush()
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return

@@ -1,0 +1,95 @@
+"""Which images make a batch: m images of each class, as the protocol's sampler draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+LENGTH_BEFORE_NEW_LIST = 100_000
+"""Images drawn before the sampler starts a new list (PROTOCOL.md section 1.4)."""
+
+Batch = list[tuple[int, int]]
+"""(dataset index, seed of the image's augmentation), one pair an image."""
+
+
+class MPerClassBatches(Sampler[Batch]):
+    """Batches of m images per class: all classes in random order, m random images of each, cut into batches.
+
+    Batches are consecutive slices of one long list of passes over all classes, so that a batch may straddle two
+    passes and hold a class twice; with fewer classes than batch_size / m it always does. Within a class the images
+    of one draw differ, unless the class has fewer than m. The list ends after `LENGTH_BEFORE_NEW_LIST` images,
+    rounded down to whole passes; its last, incomplete batch is dropped.
+
+    Batch number i is a function of (seed, i), whatever was drawn before: a resumed training goes on with exactly
+    the batches it would have seen, however many processes read images.
+
+    Args:
+        labels: Class of each image; (N,), int64.
+        indices: Dataset index of each image; (N,), int64.
+        samples_per_class: m.
+        batch_size: Images of a batch.
+        batches_per_epoch: Batches of one iteration over the sampler.
+        seed: Root of this sampler's random numbers.
+
+    Source: pytorch-metric-learning, MPerClassSampler(batch_size=None); PROTOCOL.md section 1.4.
+    """
+
+    def __init__(
+        self,
+        labels: NDArray[np.int64],
+        indices: NDArray[np.int64],
+        samples_per_class: int,
+        batch_size: int,
+        batches_per_epoch: int,
+        seed: int,
+    ) -> None:
+        by_class = np.argsort(labels, kind="stable")
+        borders = np.flatnonzero(np.diff(labels[by_class])) + 1
+        self._members = np.split(indices[by_class], borders)
+        self._samples_per_class = samples_per_class
+        self._batch_size = batch_size
+        self._batches_per_epoch = batches_per_epoch
+        self._seed = seed
+        pass_length = samples_per_class * len(self._members)
+        self._num_passes = max(1, LENGTH_BEFORE_NEW_LIST // pass_length)
+        self._batches_per_list = self._num_passes * pass_length // batch_size
+        self._list_number: int | None = None
+        self._list: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self.first_epoch = 0
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        """Returns the number of batches of an epoch."""
+        return self._batches_per_epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch that the next iteration draws, counted from `first_epoch`; called by Lightning."""
+        self._epoch = self.first_epoch + epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yields the batches of the chosen epoch."""
+        start = self._epoch * self._batches_per_epoch
+        for number in range(start, start + self._batches_per_epoch):
+            yield self.batch(number)
+
+    def batch(self, number: int) -> Batch:
+        """Returns batch `number`, counted from the start of training."""
+        list_number, position = divmod(number, self._batches_per_list)
+        if self._list_number != list_number:
+            self._list, self._list_number = self._draw_list(list_number), list_number
+        chosen = self._list[position * self._batch_size : (position + 1) * self._batch_size]
+        seeds = np.random.default_rng([self._seed, 1, number]).integers(0, 2**63, size=len(chosen))
+        return list(zip(chosen.tolist(), seeds.tolist(), strict=True))
+
+    def _draw_list(self, list_number: int) -> NDArray[np.int64]:
+        random = np.random.default_rng([self._seed, 0, list_number])
+        m = self._samples_per_class
+        drawn = [
+            random.choice(members, size=m, replace=len(members) < m)
+            for _ in range(self._num_passes)
+            for members in (self._members[number] for number in random.permutation(len(self._members)))
+        ]
+        return np.concatenate(drawn)

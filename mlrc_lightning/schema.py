@@ -1,0 +1,317 @@
+"""The types of the configuration, its cross-field checks, and the strict reading of mappings into them.
+
+Values live in `conf/`; nothing here has a default. The same reader takes a composed configuration and a stored
+record, so that a result folder is data like any other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from mlrc_lightning.errors import ConfigError
+
+T = TypeVar("T")
+
+NUM_FOLDS = 4
+"""Folds of the protocol (section 1.6)."""
+ALL_FOLDS = "all"
+STAGES = ("train", "search")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+Target = dict[str, Any]
+"""A `_target_` with its arguments: the open part of the configuration, checked by the class it names."""
+
+
+@dataclass(frozen=True)
+class DatasetSettings:
+    """One dataset: which images, and the protocol's numbers that depend on it (section 1.3)."""
+
+    name: str
+    images: Target
+    min_images_per_class: int
+    max_epochs: int
+    save_interval: int
+    patience: int | None
+    paper_setting: str
+
+    def __post_init__(self) -> None:
+        _require_target("dataset.images", self.images)
+        _require(self.min_images_per_class >= 1, "dataset.min_images_per_class", ">= 1", self.min_images_per_class)
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """One loss: function, miner, the optimizer of its own parameters, and the sampling rule that goes with it.
+
+    Arguments in angle brackets are filled in when the fold is known: `<num_train_classes>`, `<embedding_size>`.
+    """
+
+    name: str
+    paper_name: str
+    function: Target
+    miner: Target | None
+    samples_per_class: int
+    optimizer: dict[str, Any]
+    parameter_names: dict[str, str]
+    search_space: dict[str, Any] | None
+
+    def __post_init__(self) -> None:
+        _require_target("loss.function", self.function)
+        if self.miner is not None:
+            _require_target("loss.miner", self.miner)
+        _require(self.samples_per_class >= 1, "loss.samples_per_class", ">= 1", self.samples_per_class)
+
+
+@dataclass(frozen=True)
+class TrunkSettings:
+    """The network before the embedder (section 1.1)."""
+
+    name: str
+    pretrained: bool | str
+    freeze_batchnorm: bool
+    learning_rate: float
+    model: Target
+
+    def __post_init__(self) -> None:
+        _require_target("trunk.model", self.model)
+
+
+@dataclass(frozen=True)
+class TransformSettings:
+    """Sizes in pixels and distributions of the image transform (section 1.5)."""
+
+    resize: int
+    crop: int
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+    flip_probability: float
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.crop <= self.resize, "transform.crop", f"1 to transform.resize={self.resize}", self.crop)
+        _require(0 < self.scale[0] <= self.scale[1] <= 1, "transform.scale", "0 < low <= high <= 1", self.scale)
+        _require(0 < self.ratio[0] <= self.ratio[1], "transform.ratio", "0 < low <= high", self.ratio)
+        _require(0 <= self.flip_probability <= 1, "transform.flip_probability", "0 to 1", self.flip_probability)
+
+
+@dataclass(frozen=True)
+class EmbedderSettings:
+    """The layer after the trunk (section 1.1)."""
+
+    embedding_size: int
+
+    def __post_init__(self) -> None:
+        _require(self.embedding_size >= 2, "embedder.embedding_size", ">= 2", self.embedding_size)
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """How long to train, how often to validate, when to stop (sections 1.2 and 1.3)."""
+
+    iterations_per_epoch: int
+    max_epochs: int
+    save_interval: int
+    patience: int | None
+
+    def __post_init__(self) -> None:
+        for name in ("iterations_per_epoch", "max_epochs", "save_interval"):
+            _require(getattr(self, name) >= 1, f"schedule.{name}", ">= 1", getattr(self, name))
+        _require(
+            self.max_epochs >= self.save_interval,
+            "schedule.max_epochs",
+            f">= schedule.save_interval={self.save_interval}, so that at least one model is validated",
+            self.max_epochs,
+        )
+        if self.patience is not None:
+            _require(self.patience >= 0, "schedule.patience", ">= 0, or null for no early stopping", self.patience)
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How embeddings are extracted, and what is evaluated beside the trained models."""
+
+    batch_size: int
+    baselines: bool
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 1, "evaluation.batch_size", ">= 1", self.batch_size)
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """The hardware: changes speed, not the protocol."""
+
+    accelerator: str
+    devices: int | str
+    strategy: str
+    precision: str
+    num_workers: int
+    deterministic: bool
+
+    def __post_init__(self) -> None:
+        _require_one_of("trainer.precision", PRECISIONS, self.precision)
+        _require(self.num_workers >= 0, "trainer.num_workers", ">= 0", self.num_workers)
+
+
+@dataclass(frozen=True)
+class TrialSettings:
+    """Everything that defines one trial: one loss with one setting, on some or all folds of one benchmark."""
+
+    stage: str
+    protocol: str
+    benchmark: str
+    seed: int
+    fold: int | str | tuple[int, ...]
+    batch_size: int
+    dataset: DatasetSettings
+    loss: LossSettings
+    trunk: TrunkSettings
+    transform: TransformSettings
+    embedder: EmbedderSettings
+    optimizer: Target
+    schedule: ScheduleSettings
+    evaluation: EvaluationSettings
+    trainer: TrainerSettings
+    keep_models: bool | None
+    data_root: str
+
+    def __post_init__(self) -> None:
+        _require_one_of("stage", STAGES, self.stage)
+        _require_target("optimizer", self.optimizer)
+        _require(self.seed >= 0, "seed", ">= 0", self.seed)
+        allowed = f"{ALL_FOLDS}, one of 0 to {NUM_FOLDS - 1}, or a list of different ones"
+        is_allowed = len(self.folds) == len(set(self.folds)) > 0 and set(self.folds) <= set(range(NUM_FOLDS))
+        _require(is_allowed, "fold", allowed, self.fold)
+        _require(self.batch_size >= 2, "batch_size", ">= 2", self.batch_size)
+        _require(
+            self.batch_size % self.loss.samples_per_class == 0,
+            "batch_size",
+            f"a multiple of loss.samples_per_class={self.loss.samples_per_class}",
+            self.batch_size,
+        )
+        # a rate or margin that is not finite would train for hours before it shows
+        for path, value in leaves(dataclasses.asdict(self)):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{path}={value}: expected a finite number.")
+        for path, value in leaves({"optimizer": self.optimizer, "loss.optimizer": self.loss.optimizer}):
+            if path.endswith(".lr"):
+                _require(isinstance(value, int | float) and value > 0, path, "a number > 0", value)
+
+    @property
+    def folds(self) -> tuple[int, ...]:
+        """The folds to run, ascending; empty where `fold` names none."""
+        if isinstance(self.fold, str):
+            return tuple(range(NUM_FOLDS)) if self.fold == ALL_FOLDS else ()
+        return tuple(sorted(self.fold)) if isinstance(self.fold, tuple) else (self.fold,)
+
+    @property
+    def opens_test_classes(self) -> bool:
+        """Whether the trial may read test images: never in a search."""
+        return self.stage != "search"
+
+    @property
+    def keeps_models(self) -> bool:
+        """Whether the best weights of each fold stay on disk."""
+        return self.stage != "search" if self.keep_models is None else self.keep_models
+
+
+def read(cls: type[T], values: object, path: str = "") -> T:
+    """Reads a mapping into a dataclass, refusing what does not fit.
+
+    Args:
+        cls: A dataclass whose fields are plain types, other such dataclasses, tuples, dicts or unions of these.
+        values: A mapping with exactly the fields of `cls`.
+        path: Dotted key of `values`, for messages.
+
+    Raises:
+        ConfigError: A key is unknown or missing, or a value has the wrong type; the message names the key.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path or cls.__name__}: expected a mapping, found {values!r}.")
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in names:
+            raise ConfigError(f"{_join(path, key)}: unknown key.{suggestion(str(key), names)}")
+    missing = [name for name in names if name not in values]
+    if missing:
+        raise ConfigError(f"{_join(path, missing[0])}: expected a value, found none.")
+    return cls(**{name: _convert(hints[name], values[name], _join(path, name)) for name in names})
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """Returns ' Did you mean x? Known: …' for a misspelt word."""
+    known = sorted(known)
+    nearest = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    did_you_mean = f" Did you mean {nearest[0]}?" if nearest else ""
+    return f"{did_you_mean} Known: {', '.join(known)}."
+
+
+def leaves(values: object, path: str = "") -> Iterable[tuple[str, object]]:
+    """Yields the dotted key and the value of every leaf of nested mappings and sequences."""
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            yield from leaves(value, _join(path, key))
+    elif isinstance(values, list | tuple):
+        for position, value in enumerate(values):
+            yield from leaves(value, f"{path}[{position}]")
+    else:
+        yield path, values
+
+
+def _convert(expected: Any, value: object, path: str) -> Any:
+    if dataclasses.is_dataclass(expected) and isinstance(expected, type):
+        return read(expected, value, path)
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if origin in (typing.Union, types.UnionType):
+        for candidate in arguments:
+            if _has_form_of(candidate, value):
+                return _convert(candidate, value, path)
+    elif _has_form_of(expected, value):
+        if origin is tuple:
+            assert isinstance(value, list | tuple)
+            items = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+            if len(items) == len(value):
+                return tuple(_convert(items[i], item, f"{path}[{i}]") for i, item in enumerate(value))
+        elif origin is dict:
+            assert isinstance(value, Mapping)
+            return {str(key): item for key, item in value.items()}
+        else:
+            return float(value) if expected is float else value  # type: ignore[arg-type]
+    name = expected.__name__ if isinstance(expected, type) and origin is None else str(expected)
+    raise ConfigError(f"{path}={value!r}: expected {name}.")
+
+
+def _has_form_of(expected: Any, value: object) -> bool:
+    """Returns whether a value is of the outer type: a YAML bool is no number, a YAML integer is a float too."""
+    if dataclasses.is_dataclass(expected) or typing.get_origin(expected) is dict:
+        return isinstance(value, Mapping)
+    if typing.get_origin(expected) is tuple:
+        return isinstance(value, list | tuple)
+    if isinstance(value, bool):
+        return expected is bool
+    return isinstance(value, int | float if expected is float else expected)
+
+
+def _join(path: str, key: object) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _require(holds: bool, path: str, expected: str, found: object) -> None:
+    if not holds:
+        raise ConfigError(f"{path}={found!r}: expected {expected}.")
+
+
+def _require_one_of(path: str, known: tuple[str, ...], found: str) -> None:
+    if found not in known:
+        raise ConfigError(f"{path}={found}: unknown.{suggestion(found, known)}")
+
+
+def _require_target(path: str, node: Target) -> None:
+    if not isinstance(node.get("_target_"), str):
+        raise ConfigError(f"{path}: expected a _target_ (the dotted name of a class), found keys {sorted(node)}.")

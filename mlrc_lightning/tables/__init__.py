@@ -1,0 +1,1 @@
+"""Tables from records: no torch, no Hydra, and the only place that knows per cent and rounding."""

@@ -1,0 +1,218 @@
+"""One trial: a loss with one setting of its hyperparameters, trained and validated on each fold.
+
+`run_trial` reads from top to bottom as the protocol does; everything it needs is in plain typed pieces below it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from pathlib import Path
+
+from mlrc_lightning.assembly import TrialData, build_datamodule, build_module, build_trainer
+from mlrc_lightning.callbacks import PRIMARY_METRIC, FoldCheckpoint, FoldProgress
+from mlrc_lightning.config import identity
+from mlrc_lightning.environment import environment
+from mlrc_lightning.errors import RecordError
+from mlrc_lightning.evaluation import evaluate_on_test_classes, mean_accuracies, untrained_trunk_accuracies
+from mlrc_lightning.records import (
+    RECORD_FILE,
+    SCHEMA_VERSION,
+    EvaluationResult,
+    FoldResult,
+    TrialRecord,
+    now,
+    only_writer,
+    read_json,
+    read_plain_json,
+    remove_leftovers,
+    write_json,
+)
+from mlrc_lightning.schema import TrialSettings, leaves
+from mlrc_lightning.selection import Selection
+from mlrc_lightning.splits import FoldSplit, sample_indices
+
+log = logging.getLogger(__name__)
+
+_IDENTITY_FILE = "identity.json"
+_FOLD_FILE = "fold.json"
+
+
+def run_trial(settings: TrialSettings, folder: Path) -> TrialRecord:
+    """Trains and validates every fold, tests the selected models where the stage allows it, and leaves a record.
+
+    Whatever is finished in the folder is kept and not done again: a killed trial goes on where it stopped, a
+    finished one returns at once.
+
+    Args:
+        settings: What to train.
+        folder: Where results go; one trial a folder.
+
+    Returns:
+        The record, as written to `record.json`.
+
+    Raises:
+        MlrcError: Anything that a user can cure, before training where it can be known. A failure during training
+            is written to `record.json` as well, beside the folds that were finished.
+    """
+    with only_writer(folder):
+        remove_leftovers(folder)
+        _claim(folder, settings)
+        done = _finished_record(folder, settings)
+        if done is not None:
+            log.info("%s is finished already.", folder)
+            return done
+        began, started_at = time.monotonic(), now()
+        folds: list[FoldResult] = []
+        test: EvaluationResult | None = None
+        failure: str | None = None
+        data = TrialData(settings)
+        try:
+            for fold in settings.folds:
+                folds.append(_run_fold(settings, data, fold, folder))
+            if settings.opens_test_classes:
+                test = evaluate_on_test_classes(settings, data, folds, folder)
+        except Exception as error:
+            failure = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            # written on success and on failure alike; a kill leaves the folds' own files, from which a rerun goes on
+            record = TrialRecord(
+                schema_version=SCHEMA_VERSION,
+                status="complete" if failure is None and len(folds) == len(settings.folds) else "failed",
+                failure=failure,
+                stage=settings.stage,
+                protocol=settings.protocol,
+                benchmark=settings.benchmark,
+                loss=settings.loss.name,
+                seed=settings.seed,
+                settings=dataclasses.asdict(settings),
+                dataset=data.description,
+                val=mean_accuracies([fold.val for fold in folds]) if folds else None,
+                folds=tuple(folds),
+                test=test,
+                environment=environment(),
+                started_at=started_at,
+                seconds=round(time.monotonic() - began, 3),
+            )
+            write_json(folder / RECORD_FILE, record)
+        return record
+
+
+def objective_values(record: TrialRecord) -> dict[str, list[float]]:
+    """Returns what a search maximises: validation MAP@R, one value a fold."""
+    return {PRIMARY_METRIC: [fold.val[PRIMARY_METRIC] for fold in record.folds]}
+
+
+def _run_fold(settings: TrialSettings, data: TrialData, fold: int, folder: Path) -> FoldResult:
+    """Trains one fold and selects its model by validation MAP@R; returns at once where it is finished."""
+    fold_folder = folder / f"fold_{fold}"
+    fold_folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(fold_folder)
+    done = _finished_fold(fold_folder, settings)
+    if done is not None:
+        log.info("fold %d is finished already: val MAP@R %.4f", fold, done.val[PRIMARY_METRIC])
+        return done
+    began = time.monotonic()
+    split, schedule = data.splits[fold], settings.schedule
+    module = build_module(settings, fold, len(split.train))
+    datamodule = build_datamodule(settings, data, split)
+    progress = FoldProgress(fold, len(settings.folds), schedule.max_epochs)
+    checkpoint = FoldCheckpoint(fold_folder, schedule.save_interval, Selection(schedule.patience), progress)
+    try:
+        if checkpoint.resume(module):
+            log.info("fold %d goes on after epoch %d", fold, checkpoint.first_epoch)
+        else:
+            evaluator = build_trainer(settings, fold_folder, enable_checkpointing=False)
+            evaluator.validate(module, datamodule, verbose=False)
+            checkpoint.untrained(module, time.monotonic() - began)
+        if not checkpoint.selection.should_stop(checkpoint.first_epoch):
+            datamodule.batches.first_epoch = checkpoint.first_epoch
+            trainer = build_trainer(
+                settings,
+                fold_folder,
+                max_epochs=schedule.max_epochs - checkpoint.first_epoch,
+                check_val_every_n_epoch=schedule.save_interval,
+                callbacks=[checkpoint],
+            )
+            trainer.fit(module, datamodule)
+    finally:
+        progress.close()
+    result = _fold_result(settings, data, split, checkpoint, time.monotonic() - began)
+    write_json(fold_folder / _FOLD_FILE, result)
+    checkpoint.remove_resume_state()
+    if not settings.keeps_models:
+        for path in checkpoint.weights.values():
+            path.unlink()
+    log.info(
+        "fold %d: val MAP@R %.4f at epoch %d (%s, %.0f s)",
+        fold, result.val[PRIMARY_METRIC], result.selected_epoch, result.stopped_because, result.seconds,
+    )  # fmt: skip
+    return result
+
+
+def _fold_result(
+    settings: TrialSettings, data: TrialData, split: FoldSplit, checkpoint: FoldCheckpoint, seconds: float
+) -> FoldResult:
+    selection, history = checkpoint.selection, checkpoint.history
+    selected = next(epoch for epoch in history if epoch.epoch == selection.selected_epoch)
+    untrained = history[0]
+    assert selected.val is not None
+    assert untrained.val is not None
+    wants_baselines = settings.evaluation.baselines and settings.opens_test_classes
+    num_val = {label: int((data.images.labels == label).sum()) for label in split.val}
+    lonely = sum(count for count in num_val.values() if count == 1)
+    return FoldResult(
+        fold=split.fold,
+        seed=settings.seed,
+        train_classes=split.train,
+        val_classes=split.val,
+        num_train_images=len(sample_indices(data.images.labels, split.train)),
+        num_val_queries=sum(num_val.values()) - lonely,
+        num_val_without_relevant=lonely,
+        selected_epoch=selected.epoch,
+        val=selected.val,
+        beats_untrained=selected.val[PRIMARY_METRIC] > untrained.val[PRIMARY_METRIC],
+        untrained_trunk_val=untrained_trunk_accuracies(settings, data, split) if wants_baselines else None,
+        epochs=tuple(history),
+        stopped_because="patience" if selection.should_stop(history[-1].epoch) else "last epoch",
+        weights={part: f"fold_{split.fold}/{path.name}" for part, path in checkpoint.weights.items()}
+        if settings.keeps_models
+        else {},
+        seconds=round(seconds, 3),
+    )
+
+
+def _claim(folder: Path, settings: TrialSettings) -> None:
+    """Ties a folder to one setting: what is in it can only be continued by the same."""
+    wanted = identity(dataclasses.asdict(settings))
+    path = folder / _IDENTITY_FILE
+    if not path.exists():
+        write_json(path, wanted)
+        return
+    there, now_wanted = dict(leaves(read_plain_json(path))), dict(leaves(wanted))
+    differing = sorted(key for key in there.keys() | now_wanted.keys() if there.get(key) != now_wanted.get(key))
+    if differing:
+        shown = "; ".join(f"{key}: {there.get(key)!r} there, {now_wanted.get(key)!r} now" for key in differing[:5])
+        raise RecordError(
+            f"{folder} holds a trial with other settings ({shown}). Run in another folder, or remove this one."
+        )
+
+
+def _finished_record(folder: Path, settings: TrialSettings) -> TrialRecord | None:
+    if not (folder / RECORD_FILE).exists():
+        return None
+    record = read_json(folder / RECORD_FILE, TrialRecord)
+    covers = {fold.fold for fold in record.folds} == set(settings.folds)
+    is_done = record.status == "complete" and covers and record.stage == settings.stage
+    return record if is_done else None
+
+
+def _finished_fold(folder: Path, settings: TrialSettings) -> FoldResult | None:
+    if not (folder / _FOLD_FILE).exists():
+        return None
+    result = read_json(folder / _FOLD_FILE, FoldResult)
+    has_models = all((folder.parent / file).exists() for file in result.weights.values()) and bool(result.weights)
+    # a fold that a search finished without keeping its model is trained again where the model is to be tested
+    return result if has_models or not settings.opens_test_classes else None

@@ -1,0 +1,43 @@
+"""One trial of the benchmark, or with -m the Bayesian search of one loss: python train.py --help."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from mlrc_lightning.command_line import run
+from mlrc_lightning.config import config_folder, register_resolvers, trial_settings
+
+register_resolvers()
+
+
+@hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train")
+def train(cfg: DictConfig) -> dict[str, list[float]]:
+    """Runs the trial of one composed configuration; returns validation MAP@R of each fold, for the sweeper."""
+    job = HydraConfig.get()
+    settings = trial_settings(cfg, is_sweep_job=job.mode == RunMode.MULTIRUN)
+
+    # torch and Lightning are imported once the configuration is known to be good
+    from mlrc_lightning.trial import objective_values, run_trial
+
+    record = run_trial(settings, Path(job.runtime.output_dir))
+    if job.mode == RunMode.RUN:
+        from mlrc_lightning.tables.trial import render_trial
+
+        sys.stdout.write(f"\n{render_trial(record)}\n\nRecord: {Path(job.runtime.output_dir) / 'record.json'}\n")
+    return objective_values(record)
+
+
+def main() -> Any:
+    """Runs the command line: an error that the user can cure is one message and exit code 2."""
+    return run(train)
+
+
+if __name__ == "__main__":
+    main()
