@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import warnings
 from pathlib import Path
 from typing import Any
+
+import mlrc_lightning.torchvision_import  # noqa: F401
 
 import numpy as np
 import pytorch_lightning as pl
@@ -13,7 +17,6 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
-import mlrc_lightning.torchvision_import  # noqa: F401
 from mlrc_lightning.augment import TrainTransform
 from mlrc_lightning.datamodule import FoldDataModule, Pixels
 from mlrc_lightning.datasets.cache import Half, cached_images
@@ -60,14 +63,24 @@ class TrialData:
         }
 
     def _pixels(self, half: Half, classes: range) -> Pixels:
-        folder = Path(self._settings.data_root) / "cache" / self._settings.dataset.name
+        # other arguments of the same dataset are another cache, so that two runs never replace each other's
+        dataset, resize = self._settings.dataset, self._settings.transform.resize
+        images = {name: value for name, value in dataset.images.items() if name != "archive"}  # what they came in
+        arguments = hashlib.sha256(json.dumps(images, sort_keys=True).encode()).hexdigest()[:8]
+        folder = Path(self._settings.data_root) / "cache" / dataset.name / f"{resize}-{arguments}"
         indices = sample_indices(self.images.labels, classes)
-        cache = cached_images(self.images, indices, self._settings.transform.resize, folder, half)
+        cache = cached_images(self.images, indices, resize, folder, half)
         return Pixels(cache, self.images.labels)
 
 
-def build(target: Target, path: str, **facts: Any) -> Any:
+def build(target: Target, path: str, *arguments: Any, **facts: Any) -> Any:
     """Instantiates a `_target_` of the configuration, with `<name>` arguments replaced by facts of the fold.
+
+    Args:
+        target: The node.
+        path: Its key, for messages.
+        arguments: Positional arguments of the class.
+        facts: Values of `<name>` arguments.
 
     Raises:
         ConfigError: The class is unknown, an argument is misspelt or missing, or a `<name>` is not a known fact.
@@ -85,7 +98,7 @@ def build(target: Target, path: str, **facts: Any) -> Any:
         return node
 
     try:
-        return instantiate(filled(target), _convert_="all")
+        return instantiate(filled(target), *arguments, _convert_="all")
     except MlrcError:
         raise
     except Exception as error:
@@ -117,7 +130,7 @@ def build_module(settings: TrialSettings, fold: int, num_train_classes: int | No
     )
 
     def optimizer(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        made: torch.optim.Optimizer = build({**settings.optimizer, "_partial_": True}, "optimizer")(groups)
+        made: torch.optim.Optimizer = build(settings.optimizer, "optimizer", groups)
         return made
 
     return EmbeddingModule(

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import mlrc_lightning.torchvision_import  # noqa: F401
+
 import pytorch_lightning as pl
 import safetensors.torch
 import torch
 from tqdm import tqdm
 
-import mlrc_lightning.torchvision_import  # noqa: F401
 from mlrc_lightning.errors import RecordError
 from mlrc_lightning.module import EmbeddingModule
 from mlrc_lightning.records import EpochResult, write_bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,21 +105,28 @@ def _search_space(*, _root_: DictConfig) -> Any:
     return OmegaConf.create({key: dict(value) for key, value in space.items()})
 
 
-def _resolved(cfg: DictConfig, keys: Any) -> dict[str, Any]:
-    values: dict[str, Any] = {}
+def _resolved(cfg: DictConfig, keys: Iterable[str]) -> dict[str, Any]:
+    missing = _first_missing(cfg, keys)
+    if missing is not None:
+        raise ConfigError(f"{missing}: expected a value, found none. Give one on the command line: {missing}=…")
+    values = {key: cfg[key] for key in keys}
+    return {
+        key: OmegaConf.to_container(value, resolve=True) if isinstance(value, Container) else value
+        for key, value in values.items()
+    }
+
+
+def _first_missing(node: Container, keys: Iterable[Any], path: str = "") -> str | None:
+    """Returns the dotted key of a `???`, where there is one."""
     for key in keys:
-        missing = _first_missing(cfg, key)
-        if missing is not None:
-            raise ConfigError(f"{missing}: expected a value, found none. Give one on the command line: {missing}=…")
-        value = cfg[key]
-        values[key] = OmegaConf.to_container(value, resolve=True) if isinstance(value, Container) else value
-    return values
-
-
-def _first_missing(cfg: DictConfig, key: str) -> str | None:
-    node = OmegaConf.select(cfg, key, throw_on_missing=False)
-    missing = OmegaConf.missing_keys(node) if isinstance(node, Container) else set()
-    return f"{key}.{min(missing)}" if missing else None
+        name = f"{path}.{key}" if path else str(key)
+        if OmegaConf.is_missing(node, key):
+            return name
+        if not OmegaConf.is_interpolation(node, key) and isinstance(node[key], DictConfig):
+            missing = _first_missing(node[key], list(node[key]), name)
+            if missing is not None:
+                return missing
+    return None
 
 
 def _without_folders(trunk: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import mlrc_lightning.torchvision_import  # noqa: F401
+
 import numpy as np
 import pytorch_lightning as pl
 import torch
@@ -11,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-import mlrc_lightning.torchvision_import  # noqa: F401
 from mlrc_lightning.augment import TrainTransform, center_crop
 from mlrc_lightning.datasets.cache import CachedImages
 from mlrc_lightning.sampling import Batch, MPerClassBatches

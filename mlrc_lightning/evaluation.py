@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import mlrc_lightning.torchvision_import  # noqa: F401
+
 import numpy as np
 import safetensors.torch
 import torch
@@ -15,7 +17,6 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-import mlrc_lightning.torchvision_import  # noqa: F401
 from mlrc_lightning.assembly import TrialData, build_module, build_trainer
 from mlrc_lightning.callbacks import PARTS
 from mlrc_lightning.datamodule import Pixels, evaluation_loader

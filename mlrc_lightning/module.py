@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import mlrc_lightning.torchvision_import  # noqa: F401
+
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.optim import Optimizer
 
-import mlrc_lightning.torchvision_import  # noqa: F401
 from mlrc_lightning.datamodule import LabeledBatch
 from mlrc_lightning.errors import NonFiniteError
 from mlrc_lightning.metrics import RetrievalMetrics, retrieval_metrics
@@ -68,6 +69,10 @@ class EmbeddingModule(pl.LightningModule):
         if self._frozen_batchnorm:
             freeze_batchnorm(self.trunk)
         return self
+
+    def on_train_epoch_start(self) -> None:
+        """Enters training mode at the start of each epoch: Lightning itself leaves all modes as they are."""
+        self.train()
 
     def configure_optimizers(self) -> Optimizer:
         """Returns one optimizer with two groups: trunk and embedder; the loss's own parameters.

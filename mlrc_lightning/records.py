@@ -160,10 +160,15 @@ def write_bytes(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+def as_json(content: object) -> Any:
+    """Returns a dataclass or plain data as what reading its JSON would give; NaN is refused."""
+    plain = dataclasses.asdict(content) if dataclasses.is_dataclass(content) else content  # type: ignore[arg-type]
+    return json.loads(json.dumps(plain, allow_nan=False))
+
+
 def write_json(path: Path, content: object) -> None:
     """Writes a dataclass or plain data as JSON, as `write_bytes` does; NaN is refused."""
-    plain = dataclasses.asdict(content) if dataclasses.is_dataclass(content) else content  # type: ignore[arg-type]
-    write_bytes(path, (json.dumps(plain, indent=1, allow_nan=False) + "\n").encode())
+    write_bytes(path, (json.dumps(as_json(content), indent=1) + "\n").encode())
 
 
 def read_plain_json(path: Path) -> Any:

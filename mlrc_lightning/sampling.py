@@ -11,6 +11,8 @@ from torch.utils.data import Sampler
 LENGTH_BEFORE_NEW_LIST = 100_000
 """Images drawn before the sampler starts a new list (PROTOCOL.md section 1.4)."""
 
+_REMEMBERED_PASSES = 64
+
 Batch = list[tuple[int, int]]
 """(dataset index, seed of the image's augmentation), one pair an image."""
 
@@ -56,8 +58,8 @@ class MPerClassBatches(Sampler[Batch]):
         pass_length = samples_per_class * len(self._members)
         self._num_passes = max(1, LENGTH_BEFORE_NEW_LIST // pass_length)
         self._batches_per_list = self._num_passes * pass_length // batch_size
-        self._list_number: int | None = None
-        self._list: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._pass_length = pass_length
+        self._passes: dict[tuple[int, int], NDArray[np.int64]] = {}
         self.first_epoch = 0
         self._epoch = 0
 
@@ -78,18 +80,22 @@ class MPerClassBatches(Sampler[Batch]):
     def batch(self, number: int) -> Batch:
         """Returns batch `number`, counted from the start of training."""
         list_number, position = divmod(number, self._batches_per_list)
-        if self._list_number != list_number:
-            self._list, self._list_number = self._draw_list(list_number), list_number
-        chosen = self._list[position * self._batch_size : (position + 1) * self._batch_size]
+        start = position * self._batch_size
+        first_pass, last_pass = start // self._pass_length, (start + self._batch_size - 1) // self._pass_length
+        drawn = np.concatenate([self._draw_pass(list_number, p) for p in range(first_pass, last_pass + 1)])
+        chosen = drawn[start - first_pass * self._pass_length :][: self._batch_size]
         seeds = np.random.default_rng([self._seed, 1, number]).integers(0, 2**63, size=len(chosen))
         return list(zip(chosen.tolist(), seeds.tolist(), strict=True))
 
-    def _draw_list(self, list_number: int) -> NDArray[np.int64]:
-        random = np.random.default_rng([self._seed, 0, list_number])
-        m = self._samples_per_class
-        drawn = [
-            random.choice(members, size=m, replace=len(members) < m)
-            for _ in range(self._num_passes)
-            for members in (self._members[number] for number in random.permutation(len(self._members)))
-        ]
-        return np.concatenate(drawn)
+    def _draw_pass(self, list_number: int, pass_number: int) -> NDArray[np.int64]:
+        """Returns m images of every class, the classes in random order; the last few passes are remembered."""
+        key = (list_number, pass_number)
+        if key not in self._passes:
+            random = np.random.default_rng([self._seed, 0, *key])
+            m = self._samples_per_class
+            order = [self._members[number] for number in random.permutation(len(self._members))]
+            drawn = [random.choice(members, size=m, replace=len(members) < m) for members in order]
+            if len(self._passes) > _REMEMBERED_PASSES:
+                self._passes.clear()
+            self._passes[key] = np.concatenate(drawn)
+        return self._passes[key]

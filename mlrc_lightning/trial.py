@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from mlrc_lightning.records import (
     EvaluationResult,
     FoldResult,
     TrialRecord,
+    as_json,
     now,
     only_writer,
     read_json,
@@ -87,7 +87,7 @@ def run_trial(settings: TrialSettings, folder: Path) -> TrialRecord:
                 benchmark=settings.benchmark,
                 loss=settings.loss.name,
                 seed=settings.seed,
-                settings=dataclasses.asdict(settings),
+                settings=as_json(settings),
                 dataset=data.description,
                 val=mean_accuracies([fold.val for fold in folds]) if folds else None,
                 folds=tuple(folds),
@@ -186,7 +186,7 @@ def _fold_result(
 
 def _claim(folder: Path, settings: TrialSettings) -> None:
     """Ties a folder to one setting: what is in it can only be continued by the same."""
-    wanted = identity(dataclasses.asdict(settings))
+    wanted = identity(as_json(settings))
     path = folder / _IDENTITY_FILE
     if not path.exists():
         write_json(path, wanted)

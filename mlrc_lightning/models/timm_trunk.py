@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import mlrc_lightning.torchvision_import  # noqa: F401
+
 import timm
 from torch import Tensor
 
-import mlrc_lightning.torchvision_import  # noqa: F401
 from mlrc_lightning.errors import ConfigError, WeightsError
 from mlrc_lightning.models.trunk import Normalization, Trunk
 from mlrc_lightning.schema import suggestion

@@ -1,0 +1,10 @@
+"""The error that the sweeper raises for what a user can cause."""
+
+
+class SweepError(Exception):
+    """A search cannot start or go on; the text says what was expected, what was found and what to do.
+
+    `is_usage_error` lets an app show the text alone, without a traceback; no import of this class is needed.
+    """
+
+    is_usage_error = True

@@ -1,0 +1,85 @@
+"""Runs one job through the launcher and says what came of it: measurements, or a reason."""
+
+import math
+import time
+import traceback
+from dataclasses import dataclass
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import ConfigCompositionException, OverrideParseException
+from hydra.plugins.launcher import Launcher
+from omegaconf.errors import OmegaConfBaseException
+
+from ._errors import SweepError
+from ._measurements import Measurements, read_return_value
+from ._problem import Problem
+from ._state import Trial
+
+_TRACEBACK_LINES = 20
+_REASON_CHARACTERS = 500
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attempt at one replicate of a trial."""
+
+    number: int
+    trial: Trial
+    replicate: int
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What a job came to: `metrics` when it succeeded, otherwise a reason."""
+
+    seconds: float
+    metrics: Measurements | None = None
+    reason: str = ""
+    traceback: str = ""
+    exception: BaseException | None = None
+
+
+def run_job(launcher: Launcher, job: Job, problem: Problem) -> JobResult:
+    """Launch a job and wait for it. Never raises for what the job does; an interrupt of the user passes."""
+    begin = time.monotonic()
+    try:
+        returned = launcher.launch([list(job.overrides)], initial_job_idx=job.number)[0]
+        metrics = _read(returned, problem)
+    # SystemExit: a task that calls sys.exit in this process ends its trial, not the search
+    except (Exception, SystemExit) as error:
+        return _failure(error, time.monotonic() - begin)
+    seconds = time.monotonic() - begin
+    unusable = [name for name in problem.required_metrics if not metrics[name].is_finite]
+    if unusable:
+        shown = ", ".join(f"{name} is {metrics[name].mean}" for name in unusable)
+        return JobResult(seconds, reason=f"not finite: {shown}")
+    return JobResult(seconds, {name: m for name, m in metrics.items() if m.is_finite and math.isfinite(m.mean)})
+
+
+def _read(returned: JobReturn, problem: Problem) -> Measurements:
+    # the status first: `return_value` of a failed job raises what the job raised
+    if returned.status == JobStatus.UNKNOWN:
+        raise RuntimeError("the launcher returned no result for the job")
+    metrics = read_return_value(returned.return_value, problem.objective)
+    missing = [name for name in problem.required_metrics if name not in metrics]
+    if missing:
+        raise SweepError(
+            f"The task returned {sorted(metrics)}, and the search needs {missing}: return it, or set "
+            "`hydra.sweeper.ax_config.experiment.objective_name`."
+        )
+    return metrics
+
+
+def _failure(error: BaseException, seconds: float) -> JobResult:
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    # the first line says it; the rest is in the traceback
+    reason = f"{type(error).__name__}: {error}".splitlines()[0][:_REASON_CHARACTERS]
+    return JobResult(seconds, reason=reason, traceback="\n".join(lines[-_TRACEBACK_LINES:]), exception=error)
+
+
+def is_usage_error(error: BaseException) -> bool:
+    """Whether an error says that the command or the config is wrong, rather than this trial."""
+    if getattr(error, "is_usage_error", False):
+        return True
+    return isinstance(error, ConfigCompositionException | OverrideParseException | OmegaConfBaseException)

@@ -1,0 +1,265 @@
+"""The ledger: an append-only file of records, the only truth about a search, and the lock of its writer."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ._errors import SweepError
+
+LEDGER_NAME = "ledger.jsonl"
+LOCK_NAME = "search.lock"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of the ledger."""
+
+    seq: int
+    type: str
+    payload: Mapping[str, Any]
+
+
+class DamagedLedgerError(SweepError):
+    """A line of the ledger, other than a torn last one, is not what was written."""
+
+    def __init__(self, path: Path, line: int, valid_bytes: int, num_valid: int) -> None:
+        """Name the line and the way out."""
+        self.line = line
+        self.valid_bytes = valid_bytes
+        self.num_valid = num_valid
+        super().__init__(
+            f"{path}, line {line}: the record does not match its checksum, so the file was changed or "
+            "damaged "
+            f"after it was written. Restore the file, or keep the {num_valid} valid records before that line "
+            f"with `python -m hydra_plugins.mlrc_ax_sweeper repair {path.parent}` and repeat the command."
+        )
+
+
+def encode(record: Record) -> bytes:
+    """The record's line; its checksum covers everything else in it."""
+    body = {"seq": record.seq, "type": record.type, "payload": record.payload}
+    text = _dump(body)
+    return _dump({**body, "crc": f"{zlib.crc32(text.encode()):08x}"}).encode() + b"\n"
+
+
+def _dump(body: Mapping[str, Any]) -> str:
+    return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _decode(line: bytes, seq: int) -> Record | None:
+    try:
+        fields = json.loads(line)
+        record = Record(fields["seq"], fields["type"], fields["payload"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    # comparing the whole line finds changes that JSON would read over, such as a space
+    try:
+        is_intact = encode(record) == line + b"\n" and record.seq == seq
+    except (ValueError, TypeError):
+        return None
+    return record if is_intact else None
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a ledger file holds."""
+
+    records: list[Record]
+    # length of the valid part; what follows is a record whose writing was interrupted
+    valid_bytes: int
+    # the last valid record lacks only its line break
+    lacks_line_break: bool
+
+
+def read(path: Path) -> Content:
+    """The records of a ledger file; a torn last record is left out.
+
+    A record is written by one call, its line break last, so a line without one was interrupted and never
+    acknowledged. Any other mismatch means that the file was changed afterwards.
+
+    Raises:
+        DamagedLedgerError: A complete line is not what was written.
+    """
+    data = path.read_bytes()
+    records: list[Record] = []
+    position = 0
+    while (end := data.find(b"\n", position)) >= 0:
+        record = _decode(data[position:end], len(records))
+        if record is None:
+            raise DamagedLedgerError(path, len(records) + 1, position, len(records))
+        records.append(record)
+        position = end + 1
+    tail = data[position:]
+    complete = _decode(tail, len(records)) if tail else None
+    if complete is not None:
+        records.append(complete)
+        return Content(records, len(data), lacks_line_break=True)
+    return Content(records, position, lacks_line_break=False)
+
+
+class Ledger:
+    """Appends to the ledger of one search. Hold the `SearchLock` of the folder while it is open."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open or create the ledger; a torn last record is cut off."""
+        self.path = directory / LEDGER_NAME
+        is_new = not self.path.exists()
+        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            content = read(self.path)
+            if os.fstat(self._descriptor).st_size > content.valid_bytes:
+                os.ftruncate(self._descriptor, content.valid_bytes)
+            if content.lacks_line_break:
+                os.write(self._descriptor, b"\n")
+            os.fsync(self._descriptor)
+            if is_new:
+                _sync_directory(directory)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        self.records = content.records
+
+    def append(self, type_: str, payload: Mapping[str, Any]) -> Record:
+        """Write a record; when this returns, it survives a crash of the machine."""
+        record = Record(len(self.records), type_, payload)
+        line = encode(record)
+        size = os.fstat(self._descriptor).st_size
+        try:
+            written = os.write(self._descriptor, line)
+            if written != len(line):
+                raise OSError(errno.ENOSPC, "only a part of the record was written")
+            os.fsync(self._descriptor)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, size)
+            raise SweepError(
+                f"Cannot write to {self.path}: {error}. All earlier results are safe; make room and repeat the command."
+            ) from error
+        self.records.append(record)
+        return record
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+
+def repair(directory: Path) -> str:
+    """Keep the valid records before the first damaged one; the old file stays beside it.
+
+    Returns:
+        What was done, for the user.
+    """
+    path = directory / LEDGER_NAME
+    if not path.exists():
+        raise SweepError(f"Expected a ledger at {path}, found none. Name the sweep directory of a search.")
+    with SearchLock(directory):
+        try:
+            content = read(path)
+        except DamagedLedgerError as damage:
+            kept, num_kept, line = damage.valid_bytes, damage.num_valid, damage.line
+        else:
+            return f"{path} is intact: {len(content.records)} records. Nothing was changed."
+        data = path.read_bytes()
+        backup = _free_name(path)
+        temporary = path.with_name(path.name + ".repaired")
+        with temporary.open("wb") as file:
+            file.write(data[:kept])
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(path, backup)
+        os.rename(temporary, path)
+        _sync_directory(directory)
+        num_dropped = data[kept:].count(b"\n")
+        return (
+            f"{path}: kept {num_kept} records; dropped {num_dropped} from line {line} on. "
+            f"The old file is {backup.name}. Repeat the command of the search to go on."
+        )
+
+
+def _free_name(path: Path) -> Path:
+    number = 1
+    while (candidate := path.with_name(f"{path.name}.damaged{number}")).exists():
+        number += 1
+    return candidate
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class SearchLock:
+    """At most one sweeper a folder, on any number of hosts that share it.
+
+    The lock is the kernel's (POSIX record lock): it ends with the process however that ends, and children
+    do not inherit it. The file says who has it, and goes away when the search ends in order.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Prepare; the lock is taken on entry."""
+        self.path = directory / LOCK_NAME
+        self._descriptor = -1
+
+    def __enter__(self) -> "SearchLock":
+        """Take the lock or raise at once."""
+        while True:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                holder = _holder(os.pread(descriptor, 4096, 0))
+                os.close(descriptor)
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    raise SweepError(
+                        f"Cannot lock {self.path}: {error}. The file system must support locks (POSIX, "
+                        "fcntl); "
+                        "choose another `hydra.sweep.dir`."
+                    ) from error
+                raise SweepError(
+                    f"A sweeper is already at work in {self.path.parent}: {holder}. Let it finish or end it, "
+                    "or choose another `hydra.sweep.dir`."
+                ) from None
+            if self._is_current(descriptor):
+                break
+            os.close(descriptor)  # its holder removed the file between our open and our lock
+        self._descriptor = descriptor
+        me = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, _dump(me).encode(), 0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the file while the lock is still held, then let go."""
+        with contextlib.suppress(FileNotFoundError):
+            self.path.unlink()
+        os.close(self._descriptor)
+
+    def _is_current(self, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(descriptor), self.path.stat())
+        except FileNotFoundError:
+            return False
+
+
+def _holder(content: bytes) -> str:
+    try:
+        fields = json.loads(content)
+        return f"host {fields['host']}, pid {fields['pid']}, since {fields['since']}"
+    except (ValueError, KeyError, TypeError):
+        return "it has only just started"

@@ -1,0 +1,1 @@
+"""Config files that the search path plugin adds to every Hydra app."""

@@ -1,0 +1,66 @@
+"""Shared fixtures: a small trial, real data where it is to be had, and one thread a process."""
+
+import os
+
+# two processes with two spinning threads each on two cores take ten times as long as with one
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from mlrc_lightning.config import config_folder, register_resolvers, trial_settings
+
+REPOSITORY = Path(__file__).parents[1]
+SHARED = Path(os.environ.get("MLRC_SHARED", REPOSITORY.parent / "shared"))
+
+
+def pytest_collection_modifyitems(items):
+    """Skips tests of real data, with the folder they looked in, where it is absent."""
+    if not (SHARED / "data").is_dir():
+        for item in items:
+            if item.get_closest_marker("real_data"):
+                item.add_marker(pytest.mark.skip(reason=f"MLRC_SHARED: no real data in {SHARED}"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _resolvers():
+    register_resolvers()
+
+
+@pytest.fixture
+def compose_config():
+    """Composes conf/train.yaml with some overrides."""
+
+    def composed(*overrides, return_hydra_config=False):
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+            return compose("train", list(overrides), return_hydra_config=return_hydra_config)
+
+    return composed
+
+
+@pytest.fixture
+def settings(compose_config, tmp_path):
+    """The settings of a trial that takes a second: `settings("loss=triplet")`."""
+
+    def read(*overrides, is_sweep_job=False):
+        cfg = compose_config("experiment=smoke", "trainer=cpu", f"data_root={tmp_path / 'data'}", *overrides)
+        return trial_settings(cfg, is_sweep_job=is_sweep_job)
+
+    return read
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """Makes root/class/image.jpg of 12 classes with 4 images each, of uneven sizes; returns the root."""
+    root = tmp_path / "photos"
+    for label in range(12):
+        folder = root / f"class_{label:02d}"
+        folder.mkdir(parents=True)
+        for number in range(4):
+            color = (20 * label, 10 * number, 255 - 20 * label)
+            Image.new("RGB", (40 + number, 36 + label), color).save(folder / f"{number}.jpg")
+    return root
