@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ def test_a_trial_trains_four_folds_tests_them_and_leaves_a_complete_record(setti
         np.mean([v[mapr] for v in record.test.separated_folds.values()])
     )
     assert set(record.test.concatenated) == set(METRICS)
-    assert record.environment["packages"]["torch"] == torch.__version__.split("+")[0] or record.environment["packages"]
+    assert record.environment["packages"]["torch"] == version("torch")
     assert record.settings["loss"]["function"]["margin"] == 28.6
     assert not (folder / ".lock").exists()
     assert not list(folder.rglob("latest.pt"))
@@ -118,9 +119,7 @@ def test_more_folds_reuse_the_finished_ones(settings, folder):
 
 @pytest.mark.parametrize("kill_at", [(0, 1), (0, 2), (2, 1), (3, 2)], ids=lambda at: f"fold{at[0]}-epoch{at[1]}")
 @pytest.mark.parametrize("loss", ["arcface", "multi_similarity_miner"])
-def test_a_trial_killed_after_any_validation_ends_as_the_uninterrupted_one(
-    settings, tmp_path, monkeypatch, kill_at, loss
-):
+def test_a_trial_killed_after_a_validation_ends_as_the_whole_one(settings, tmp_path, monkeypatch, kill_at, loss):
     s = settings(*QUICK, f"loss={loss}", "schedule.max_epochs=3")
     uninterrupted = run_trial(s, tmp_path / "whole")
     save = FoldCheckpoint._save_resume_state

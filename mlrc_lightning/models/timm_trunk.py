@@ -7,6 +7,7 @@ from pathlib import Path
 import mlrc_lightning.torchvision_import  # noqa: F401
 
 import timm
+import torch
 from torch import Tensor
 
 from mlrc_lightning.errors import ConfigError, WeightsError
@@ -59,14 +60,22 @@ def _create(name: str, pretrained: bool | str):  # type: ignore[no-untyped-def] 
     path = Path(pretrained)
     if not path.is_file():
         raise WeightsError(f"trunk.pretrained: expected a weight file at {path}, found none.")
-    try:
-        return timm.create_model(
-            name,
-            pretrained=True,
-            num_classes=0,
-            pretrained_cfg_overlay={"file": str(path), "custom_load": False},
-        )
-    except Exception as error:  # safetensors, pickle and shape errors have no common base
+    overlay = {"file": str(path), "custom_load": False}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        random = dict(timm.create_model(name, pretrained=False, num_classes=0).named_parameters())
+        torch.manual_seed(0)
+        try:
+            model = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
+        except Exception as error:  # safetensors, pickle and shape errors have no common base
+            raise WeightsError(
+                f"trunk.pretrained: expected weights of {name} in {path}, found a file that does not fit ({error})."
+            ) from error
+    # timm loads what it can and warns about the rest; a weight that kept its random start was not in the file
+    missing = [key for key, weight in model.named_parameters() if weight.ndim > 1 and torch.equal(weight, random[key])]
+    if missing:
         raise WeightsError(
-            f"trunk.pretrained: expected weights of {name} in {path}, found a file that does not fit ({error})."
-        ) from error
+            f"trunk.pretrained: expected weights of {name} in {path}, found none for {len(missing)} of its tensors"
+            f" (first: {missing[0]}). Is it a file of another model?"
+        )
+    return model
