@@ -11,8 +11,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from mlrc_lightning.command_line import run
+from mlrc_lightning.command_line import exit_if_usage_error, run, wants_traceback
 from mlrc_lightning.config import config_folder, register_resolvers, trial_settings
+from mlrc_lightning.records import RECORD_FILE
 
 register_resolvers()
 
@@ -21,16 +22,21 @@ register_resolvers()
 def train(cfg: DictConfig) -> dict[str, list[float]]:
     """Runs the trial of one composed configuration; returns validation MAP@R of each fold, for the sweeper."""
     job = HydraConfig.get()
-    settings = trial_settings(cfg, is_sweep_job=job.mode == RunMode.MULTIRUN)
-
-    # torch and Lightning are imported once the configuration is known to be good
-    from mlrc_lightning.trial import objective_values, run_trial
-
-    record = run_trial(settings, Path(job.runtime.output_dir))
-    if job.mode == RunMode.RUN:
+    is_sweep_job = job.mode == RunMode.MULTIRUN
+    folder = Path(job.runtime.output_dir)
+    try:
+        settings = trial_settings(cfg, is_sweep_job=is_sweep_job)
+        # torch and Lightning are imported once the configuration is known to be good
         from mlrc_lightning.tables.trial import render_trial
+        from mlrc_lightning.trial import objective_values, run_trial
 
-        sys.stdout.write(f"\n{render_trial(record)}\n\nRecord: {Path(job.runtime.output_dir) / 'record.json'}\n")
+        record = run_trial(settings, folder)
+    except Exception as error:
+        if not is_sweep_job and not wants_traceback():
+            exit_if_usage_error(error)
+        raise
+    if not is_sweep_job:
+        sys.stdout.write(f"\n{render_trial(record)}\n\nRecord: {folder / RECORD_FILE}\n")
     return objective_values(record)
 
 

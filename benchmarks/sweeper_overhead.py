@@ -1,6 +1,6 @@
 """What the sweeper costs: a suggestion at trial 50, the overhead per trial without it, and a restart.
 
-    python benchmarks/sweeper_overhead.py        # some five minutes on two cores
+    python benchmarks/sweeper_overhead.py        # two to five minutes on two cores
 
 Upstream's approach is one Ax client that lives as long as the sweep and uses as many threads as torch likes.
 Both are measured in one process, one after the other, so that the ratios hold on other machines.
@@ -23,7 +23,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 NUM_TRIALS = 50
-NUM_REPEATS = 5
+NUM_REPEATS = 3
 PARAMETERS = ("a", "b", "c", "d")
 
 ConfigStore.instance().store(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -15,6 +16,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from mlrc_lightning.augment import TrainTransform
@@ -145,20 +147,23 @@ def build_trainer(settings: TrialSettings, folder: Path, **arguments: Any) -> pl
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")  # Lightning 2.6.6's own, 2026-11
     warnings.filterwarnings("ignore", message=".*The `srun` command is available.*")
     hardware = settings.trainer
-    return pl.Trainer(
-        accelerator=hardware.accelerator,
-        devices=hardware.devices,
-        strategy=hardware.strategy,
-        precision=hardware.precision,  # type: ignore[arg-type]
-        deterministic="warn" if hardware.deterministic else False,
-        default_root_dir=folder,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        **arguments,
-    )
+    try:
+        return pl.Trainer(
+            accelerator=hardware.accelerator,
+            devices=hardware.devices,
+            strategy=hardware.strategy,
+            precision=hardware.precision,  # type: ignore[arg-type]
+            deterministic="warn" if hardware.deterministic else False,
+            default_root_dir=folder,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            **arguments,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise ConfigError(f"trainer: this machine cannot run {dataclasses.asdict(hardware)}: {error}") from error
 
 
 def build_datamodule(settings: TrialSettings, data: TrialData, split: FoldSplit) -> FoldDataModule:

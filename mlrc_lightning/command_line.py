@@ -9,9 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 from mlrc_lightning.config import config_folder
+from mlrc_lightning.errors import MlrcError
 from mlrc_lightning.schema import suggestion
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
+"""Set to 1, it shows the traceback of a usage error as well."""
+_ASKED = "MLRC_FULL_ERROR"
 USAGE_ERROR = 2
 
 
@@ -21,21 +24,33 @@ def run(command: Callable[[], Any]) -> Any:
     Usage errors are those that say so (`is_usage_error`), and Hydra's and OmegaConf's about the configuration. They
     print one message and exit with 2; HYDRA_FULL_ERROR=1 shows their traceback as well.
     """
-    wants_traceback = os.environ.get(FULL_ERROR) == "1"
-    os.environ[FULL_ERROR] = "1"  # else Hydra prints and exits by itself, before it can be told apart
+    os.environ.setdefault(_ASKED, os.environ.get(FULL_ERROR, "0"))
+    os.environ[FULL_ERROR] = "1"  # else Hydra prints and exits by itself, before its errors can be told apart
     try:
         return command()
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted. The same command goes on from here.\n")
         sys.exit(130)
     except Exception as error:
-        if wants_traceback or not is_usage_error(error):
+        if wants_traceback():
             raise
+        exit_if_usage_error(error)
+        raise
+
+
+def wants_traceback() -> bool:
+    """Returns whether the user set HYDRA_FULL_ERROR=1, as seen before `run` set it for Hydra."""
+    return os.environ.get(_ASKED, "0") == "1"
+
+
+def exit_if_usage_error(error: BaseException) -> None:
+    """Prints the message of a usage error and exits with 2; returns where it is none.
+
+    A Hydra job calls it too: as an exception, its error would come out of Hydra with a second line of its own.
+    """
+    if is_usage_error(error):
         sys.stderr.write(f"{message(error)}\n")
         sys.exit(USAGE_ERROR)
-    finally:
-        if not wants_traceback:
-            os.environ.pop(FULL_ERROR, None)
 
 
 def is_usage_error(error: BaseException) -> bool:
@@ -49,22 +64,20 @@ def is_usage_error(error: BaseException) -> bool:
 
 def message(error: BaseException) -> str:
     """Returns the error's message, with the nearest known name where Hydra could not find one."""
-    text = str(error).strip()
     cause = error.__cause__
+    if isinstance(cause, MlrcError):  # OmegaConf wraps what a resolver raises
+        return str(cause)
+    text = str(error).strip()
     if cause is not None and is_usage_error(cause) and str(cause) not in text:
         text = f"{text}\n{str(cause).strip()}"
     group = re.search(r"Could not find '([\w./-]+)/([^/']+)'", text)
-    if group is not None:
-        return f"{group[1]}={group[2]}: unknown.{_nearest_option(group[1], group[2])}"
+    options = [] if group is None else sorted(path.stem for path in (config_folder() / group[1]).glob("*.yaml"))
+    if group is not None and options:
+        return f"{group[1]}={group[2]}: unknown.{suggestion(group[2], options)}"
     key = re.search(r"Could not override '([^']+)'", text) or re.search(r"full_key: (\S+)", text)
     if key is not None and ("not in struct" in text or "Could not override" in text):
         return f"{key[1]}: unknown key.{_nearest_key(key[1])}\nSee all keys: python train.py --cfg job"
     return text
-
-
-def _nearest_option(group: str, option: str) -> str:
-    options = sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
-    return suggestion(option, options) if options else ""
 
 
 def _nearest_key(key: str) -> str:

@@ -42,7 +42,9 @@ def suggest_from_ax(problem: Problem, seed: int, trials: Sequence[Trial]) -> tup
 
 def _from_ax(problem: Problem, seed: int, trials: Sequence[Trial]) -> tuple[dict[str, Value], str]:
     index = len(trials)
-    client = attach(problem, trials, random_seed=derived_seed(seed, index))
+    # the same seed each time, as in a client that lives as long as the search: with it, and the same trials, the
+    # model's suggestions are that client's, bit for bit
+    client = attach(problem, trials, random_seed=seed)
     method = problem.settings.generation.method
     if method == "random":
         spec = GeneratorSpec(Generators.UNIFORM, generator_kwargs={"seed": derived_seed(seed, index)})
@@ -57,7 +59,7 @@ def _from_ax(problem: Problem, seed: int, trials: Sequence[Trial]) -> tuple[dict
         except Exception as error:
             # numerical trouble of one model should not end a search of days; the next trial has other data
             log.warning("The model failed for trial %d, which comes from the Sobol sequence: %s", index, error)
-            client = attach(problem, trials, random_seed=derived_seed(seed, index))
+            client = attach(problem, trials, random_seed=seed)
     # one sequence for the whole search: its points are spread evenly only together
     position = sum(trial.generator == "Sobol" for trial in trials)
     kwargs = {"seed": derived_seed(seed, -1), "init_position": position}

@@ -278,3 +278,26 @@ def test_a_model_that_fails_is_replaced_by_the_sobol_sequence(
     assert suggestion.generator == "Sobol"
     assert suggestion.parameters == expected[5].parameters
     assert "not positive definite" in caplog.text
+
+
+@pytest.mark.slow
+def test_suggestions_from_the_ledger_are_those_of_a_client_that_lives_as_long_as_the_search() -> None:
+    from hydra_plugins.mlrc_ax_sweeper import _generation
+    from hydra_plugins.mlrc_ax_sweeper._measurements import Measurement
+
+    problem = make_problem("x=interval(0, 1)", "y=tag(log, interval(1e-3, 1))", "n=int(interval(1, 9))")
+    trials: list[Trial] = []
+    with _generation.quiet_single_thread(verbose=False):
+        names = _generation.ax_parameter_names(problem)
+        client = _generation.Client(random_seed=7)
+        client.configure_experiment([_generation._ax_parameter(p, names) for p in problem.space.tuned])
+        client.configure_optimization("-m0")
+        for index in range(11):
+            ((ax_index, point),) = client.get_next_trials(max_trials=1).items()
+            parameters = {name: point[ax_name] for name, ax_name in names.items()}
+            if index >= 5:  # its own start-up is over
+                assert suggest(problem, 7, trials).parameters == parameters
+            value = (parameters["x"] - 0.3) ** 2 + parameters["y"] + 0.01 * parameters["n"]
+            client.complete_trial(ax_index, raw_data={"m0": value})
+            trials.append(Trial(index, parameters, "", status="completed"))
+            trials[-1].results[0] = {"objective": Measurement(value)}
