@@ -24,6 +24,8 @@ def run(command: Callable[[], Any]) -> Any:
     Usage errors are those that say so (`is_usage_error`), and Hydra's and OmegaConf's about the configuration. They
     print one message and exit with 2; HYDRA_FULL_ERROR=1 shows their traceback as well.
     """
+    # torch's threads spin while they wait; where two processes share the cores, both then take many times as long
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault(_ASKED, os.environ.get(FULL_ERROR, "0"))
     os.environ[FULL_ERROR] = "1"  # else Hydra prints and exits by itself, before its errors can be told apart
     try:
