@@ -6,7 +6,7 @@ import io
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -177,12 +177,12 @@ class FoldProgress:
 
     Args:
         fold: Number of the fold.
-        num_folds: Folds of this trial.
+        folds: All folds of this trial.
         max_epochs: Last epoch, where patience does not stop earlier.
     """
 
-    def __init__(self, fold: int, num_folds: int, max_epochs: int) -> None:
-        self._name = f"fold {fold} of {num_folds}"
+    def __init__(self, fold: int, folds: Sequence[int], max_epochs: int) -> None:
+        self._name = f"fold {fold} ({folds.index(fold) + 1} of {len(folds)})"
         self._max_epochs = max_epochs
         self._bar = tqdm(total=max_epochs, desc=self._name, unit="epoch", leave=False) if sys.stderr.isatty() else None
         self._trained: list[float] = []

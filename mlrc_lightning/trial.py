@@ -73,7 +73,7 @@ def run_trial(settings: TrialSettings, folder: Path) -> TrialRecord:
                 folds.append(_run_fold(settings, data, fold, folder))
             if settings.opens_test_classes:
                 test = evaluate_on_test_classes(settings, data, folds, folder)
-        except Exception as error:
+        except BaseException as error:  # an interrupt is a reason too
             failure = f"{type(error).__name__}: {error}"
             raise
         finally:
@@ -118,7 +118,7 @@ def _run_fold(settings: TrialSettings, data: TrialData, fold: int, folder: Path)
     split, schedule = data.splits[fold], settings.schedule
     module = build_module(settings, fold, len(split.train))
     datamodule = build_datamodule(settings, data, split)
-    progress = FoldProgress(fold, len(settings.folds), schedule.max_epochs)
+    progress = FoldProgress(fold, settings.folds, schedule.max_epochs)
     checkpoint = FoldCheckpoint(fold_folder, schedule.save_interval, Selection(schedule.patience), progress)
     try:
         if checkpoint.resume(module):

@@ -117,7 +117,7 @@ def test_more_folds_reuse_the_finished_ones(settings, folder):
     assert everything.test.concatenated is not None
 
 
-@pytest.mark.parametrize("kill_at", [(0, 1), (0, 2), (2, 1), (3, 2)], ids=lambda at: f"fold{at[0]}-epoch{at[1]}")
+@pytest.mark.parametrize("kill_at", [(0, 1), (2, 2), (1, 3)], ids=lambda at: f"fold{at[0]}-epoch{at[1]}")
 @pytest.mark.parametrize("loss", ["arcface", "multi_similarity_miner"])
 def test_a_trial_killed_after_a_validation_ends_as_the_whole_one(settings, tmp_path, monkeypatch, kill_at, loss):
     s = settings(*QUICK, f"loss={loss}", "schedule.max_epochs=3")

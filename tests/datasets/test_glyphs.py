@@ -36,7 +36,9 @@ def test_no_two_characters_look_alike_in_any_typeface():
         assert overlap.max() <= LARGEST_OVERLAP, f"{CHARACTERS[one]} and {CHARACTERS[other]} in {typeface}"
 
 
-@pytest.mark.parametrize(("chosen", "lookalikes"), [("A", "ΑА"), ("C", "С"), ("c", "с"), ("e", "е"), ("|", "l"), ("0", "OΟО")])
+@pytest.mark.parametrize(
+    ("chosen", "lookalikes"), [("A", "ΑА"), ("C", "С"), ("c", "с"), ("e", "е"), ("|", "l"), ("0", "OΟО")]
+)
 def test_lookalikes_of_a_chosen_character_are_left_out(chosen, lookalikes):
     assert chosen in CHARACTERS
     assert not set(lookalikes) & set(CHARACTERS)
