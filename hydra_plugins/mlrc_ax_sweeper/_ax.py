@@ -18,6 +18,7 @@ with warnings.catch_warnings():
     from ax.core.data import Data as Data
     from ax.core.data import DataRow as DataRow
     from ax.exceptions.core import SearchSpaceExhausted as SearchSpaceExhausted
+    from ax.generation_strategy.center_generation_node import CenterGenerationNode as CenterGenerationNode
     from ax.generation_strategy.generation_node import GenerationNode as GenerationNode
     from ax.generation_strategy.generation_strategy import GenerationStrategy as GenerationStrategy
     from ax.generation_strategy.generator_spec import GeneratorSpec as GeneratorSpec

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from ._ax import (
+    CenterGenerationNode,
     ChoiceParameterConfig,
     Client,
     Data,
@@ -60,10 +61,13 @@ def _from_ax(problem: Problem, seed: int, trials: Sequence[Trial]) -> tuple[dict
             # numerical trouble of one model should not end a search of days; the next trial has other data
             log.warning("The model failed for trial %d, which comes from the Sobol sequence: %s", index, error)
             client = attach(problem, trials, random_seed=seed)
-    # one sequence for the whole search: its points are spread evenly only together
+    if method == "fast" and not trials and problem.settings.generation.initialize_with_center:
+        client.set_generation_strategy(_center_strategy())
+        return _next_of(client, problem)
+    # one sequence for the whole search: its points are spread evenly only together. Its seed follows from the
+    # client's, as in Ax
     position = sum(trial.generator == "Sobol" for trial in trials)
-    kwargs = {"seed": derived_seed(seed, -1), "init_position": position}
-    spec = GeneratorSpec(Generators.SOBOL, generator_kwargs=kwargs)
+    spec = GeneratorSpec(Generators.SOBOL, generator_kwargs={"init_position": position})
     client.set_generation_strategy(_single_node_strategy("Sobol", spec))
     return _next_of(client, problem)
 
@@ -223,6 +227,12 @@ def _generator_name(run: Any) -> str:
     used = (run.gen_metadata or {}).get("models_used") or []
     models = sorted({str(model) for entry in used for model in entry.values()})
     return f"{key} ({', '.join(models)})" if models else key
+
+
+def _center_strategy() -> GenerationStrategy:
+    """The centre of the search space, with which Ax begins."""
+    sobol = GenerationNode(name="Sobol", generator_specs=[GeneratorSpec(Generators.SOBOL)])
+    return GenerationStrategy(name="Center", nodes=[CenterGenerationNode(next_node_name="Sobol"), sobol])
 
 
 def _single_node_strategy(name: str, spec: GeneratorSpec) -> GenerationStrategy:

@@ -158,17 +158,13 @@ def observations(
         measured: One metric, trial by trial.
         mode: `inferred`: unknown, Ax estimates one noise level. `sem`: each trial's own. `paired`: see
             `paired_sem`. `none`: exact values. None: `sem` where the task gave a standard error with each mean,
-            `paired` where there are replicates, otherwise by `is_noisy`.
+            otherwise by `is_noisy`.
         is_noisy: Whether a value without standard error is noisy.
     """
     if mode is None:
         whole = [m for m in measured if not m.is_forecast]
-        if all(m.sem is not None and m.replicates is None for m in whole):
-            mode = "sem"
-        elif is_noisy and all(m.replicates is not None and len(m.replicates) > 1 for m in whole):
-            mode = "paired"
-        else:
-            mode = "inferred" if is_noisy else "none"
+        gave_sem = all(m.sem is not None and m.replicates is None for m in whole)
+        mode = "sem" if gave_sem else "inferred" if is_noisy else "none"
     sems: list[float | None]
     if mode == "none":
         sems = [0.0] * len(measured)

@@ -108,7 +108,11 @@ class Problem:
             "racing": dataclasses.asdict(self.settings.racing),
             "noise": self.settings.noise,
             "is_noisy": self.settings.ax_config.is_noisy,
-            "generation": {"method": generation.method, "initialization_budget": self.initialization_budget},
+            "generation": {
+                "method": generation.method,
+                "initialization_budget": self.initialization_budget,
+                "initialize_with_center": generation.initialize_with_center,
+            },
             "first points": list(self.first_points),
         }
         return cast(dict[str, Any], json.loads(json.dumps(fields)))

@@ -64,10 +64,12 @@ class AxConfig:
 class GenerationConfig:
     """How trials are proposed."""
 
-    # fast (Sobol, then Bayesian optimisation) | sobol | random | grid (every point of a discrete space)
+    # fast (centre, Sobol, then Bayesian optimisation) | sobol | random | grid (every point of a discrete space)
     method: str = "fast"
     # start-up trials before the first model; null: Ax's own number, 5
     initialization_budget: int | None = None
+    # begin with the centre of the space, as Ax does by itself; false: the start-up points are all of the Sobol sequence
+    initialize_with_center: bool = True
     # points to try first, e.g. [{lr: 0.1}, {lr: 0.01}]; each names every tuned parameter
     initialization: list[Any] = field(default_factory=list)
 
@@ -104,7 +106,7 @@ class MLRCAxSweeperConf:
     # (typed as Any, so that the command line can set it as a whole)
     replicates: Any = None
     # what Ax is told about noise: inferred | sem | paired | none; null: the task's own standard errors
-    # where it returns (mean, sem), paired where there are replicates, otherwise by is_noisy
+    # where it returns (mean, sem), otherwise by is_noisy
     noise: str | None = None
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     racing: RacingConfig = field(default_factory=RacingConfig)

@@ -26,12 +26,12 @@ def test_hydra_discovers_the_sweeper() -> None:
 
 @pytest.mark.slow
 def test_trials_after_the_start_up_are_model_based_and_find_the_minimum(sweep: Sweep) -> None:
-    sweep("loss=b", f"{TRIALS}=16", "behaviour=quadratic")
+    sweep("loss=b", f"{TRIALS}=24", "behaviour=quadratic")
     generators = [p["generator"].partition(" ")[0] for p in sweep.payloads("proposed", "out/d1/b")]
-    assert generators == ["Sobol"] * 5 + ["BoTorch"] * 11
+    assert generators == ["CenterOfSearchSpace"] + ["Sobol"] * 4 + ["BoTorch"] * 19
     results = OmegaConf.load(sweep.folder / "out/d1/b/optimization_results.yaml")
     # margin 0.3 and scale 1 give 0.01
-    assert results.search.best_values.objective == pytest.approx(0.01, abs=2e-3)
+    assert results.search.best_values.objective == pytest.approx(0.01, abs=5e-3)
     assert results.ax["loss.margin"] == pytest.approx(0.3, abs=0.1)
 
 
@@ -276,27 +276,34 @@ def test_a_model_that_fails_is_replaced_by_the_sobol_sequence(
     monkeypatch.setattr(_generation, "_next_of", fail_once)
     suggestion = suggest(problem, 0, trials[:5])
     assert suggestion.generator == "Sobol"
-    assert suggestion.parameters == expected[5].parameters
+    # the centre is not of the sequence
+    assert suggestion.parameters == expected[4].parameters
     assert "not positive definite" in caplog.text
 
 
 @pytest.mark.slow
-def test_suggestions_from_the_ledger_are_those_of_a_client_that_lives_as_long_as_the_search() -> None:
+@pytest.mark.parametrize("with_center", [True, False])
+def test_suggestions_from_the_ledger_are_those_of_a_client_that_lives_as_long_as_the_search(with_center: bool) -> None:
     from hydra_plugins.mlrc_ax_sweeper import _generation
     from hydra_plugins.mlrc_ax_sweeper._measurements import Measurement
 
-    problem = make_problem("x=interval(0, 1)", "y=tag(log, interval(1e-3, 1))", "n=int(interval(1, 9))")
+    problem = make_problem(
+        "x=interval(0, 1)",
+        "y=tag(log, interval(1e-3, 1))",
+        "n=int(interval(1, 9))",
+        generation={"initialize_with_center": with_center},
+    )
     trials: list[Trial] = []
     with _generation.quiet_single_thread(verbose=False):
         names = _generation.ax_parameter_names(problem)
         client = _generation.Client(random_seed=7)
         client.configure_experiment([_generation._ax_parameter(p, names) for p in problem.space.tuned])
         client.configure_optimization("-m0")
+        client.configure_generation_strategy(method="fast", initialize_with_center=with_center)
         for index in range(11):
             ((ax_index, point),) = client.get_next_trials(max_trials=1).items()
             parameters = {name: point[ax_name] for name, ax_name in names.items()}
-            if index >= 5:  # its own start-up is over
-                assert suggest(problem, 7, trials).parameters == parameters
+            assert suggest(problem, 7, trials).parameters == parameters
             value = (parameters["x"] - 0.3) ** 2 + parameters["y"] + 0.01 * parameters["n"]
             client.complete_trial(ax_index, raw_data={"m0": value})
             trials.append(Trial(index, parameters, "", status="completed"))

@@ -88,7 +88,7 @@ def test_known_and_unknown_errors_are_never_mixed() -> None:
         ("none", True, [0.0, 0.0]),
         ("sem", True, [1.0, 1.0]),
         ("paired", True, [0.0, 0.0]),
-        (None, True, [0.0, 0.0]),
+        (None, True, [None, None]),
         (None, False, [0.0, 0.0]),
     ],
 )
@@ -101,17 +101,10 @@ def test_by_default_a_tasks_own_standard_errors_are_used() -> None:
     assert observations([Measurement(1.0, 0.1)], None, is_noisy=True) == [(1.0, 0.1)]
 
 
-def test_by_default_replicates_are_compared_in_pairs_unless_the_task_is_said_to_be_exact() -> None:
-    measured = [over_replicates([1.0, 3.0]), over_replicates([2.0, 4.5])]
-    shared = paired_sem([[1.0, 3.0], [2.0, 4.5]])
-    assert observations(measured, None, is_noisy=True) == [(2.0, shared), (3.25, shared)]
-    assert observations(measured, None, is_noisy=False) == [(2.0, 0.0), (3.25, 0.0)]
-
-
 def test_a_forecast_is_less_certain_than_a_whole_trial() -> None:
     whole = [over_replicates([1.0, 3.0]), over_replicates([2.0, 4.5])]
     shared = paired_sem([[1.0, 3.0], [2.0, 4.5]])
     assert shared is not None
-    told = observations([*whole, Measurement(9.0, 0.3, is_forecast=True)], None, is_noisy=True)
+    told = observations([*whole, Measurement(9.0, 0.3, is_forecast=True)], "paired", is_noisy=True)
     assert told[0] == (2.0, shared)
     assert told[2] == (9.0, pytest.approx(math.hypot(shared, 0.3)))
