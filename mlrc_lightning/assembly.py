@@ -35,6 +35,9 @@ from mlrc_lightning.splits import (
     second_half_classes,
 )
 
+_ORIGINS = ("archive", "download", "sources")
+"""Arguments of a dataset that say how its files come to be there, and not which they are."""
+
 
 class TrialData:
     """The images of one trial: labels of all classes, pixels of the first half, and of the second where allowed.
@@ -67,7 +70,7 @@ class TrialData:
     def _pixels(self, half: Half, classes: range) -> Pixels:
         # other arguments of the same dataset are another cache, so that two runs never replace each other's
         dataset, resize = self._settings.dataset, self._settings.transform.resize
-        images = {name: value for name, value in dataset.images.items() if name != "archive"}  # what they came in
+        images = {name: value for name, value in dataset.images.items() if name not in _ORIGINS}
         arguments = hashlib.sha256(json.dumps(images, sort_keys=True).encode()).hexdigest()[:8]
         folder = Path(self._settings.data_root) / "cache" / dataset.name / f"{resize}-{arguments}"
         indices = sample_indices(self.images.labels, classes)

@@ -8,8 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from mlrc_lightning.config import config_folder
-from mlrc_lightning.errors import MlrcError
+from mlrc_lightning.config import config_folder, error_of_a_resolver
 from mlrc_lightning.schema import suggestion
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -66,9 +65,10 @@ def is_usage_error(error: BaseException) -> bool:
 
 def message(error: BaseException) -> str:
     """Returns the error's message, with the nearest known name where Hydra could not find one."""
+    own = error_of_a_resolver(error)
+    if own is not None:
+        return str(own)
     cause = error.__cause__
-    if isinstance(cause, MlrcError):  # OmegaConf wraps what a resolver raises
-        return str(cause)
     text = str(error).strip()
     if cause is not None and is_usage_error(cause) and str(cause) not in text:
         text = f"{text}\n{str(cause).strip()}"

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import Container, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from mlrc_lightning.errors import ConfigError
+from mlrc_lightning.errors import ConfigError, MlrcError
+from mlrc_lightning.optima import Optimum, published_optimum
 from mlrc_lightning.schema import TrialSettings, read
 from mlrc_lightning.search_spaces import search_space
 
 PROTOCOL = "mlrc"
 _PROTOCOL_KEYS = ("trunk", "transform", "embedder", "optimizer", "schedule")
-_NOT_OF_THE_TRIAL = ("stage", "fold", "evaluation", "trainer", "keep_models", "data_root")
-_PLACES = ("root", "csv", "archive")
-"""Where a dataset lies does not change what it is."""
+_NOT_OF_THE_TRIAL = ("stage", "fold", "evaluation", "trainer", "keep_models", "data_root", "hyperparameters")
+_PLACES = ("root", "csv", "archive", "download", "sources")
+"""Where a dataset lies, or comes from, does not change what it is."""
 _UNNAMED_BATCH_SIZE = 32
 """The batch size of the paper's three benchmarks that carry the dataset's name alone."""
-_NOT_SETTINGS = ("study", "output_root", "search_space", "hydra")
+_NOT_SETTINGS = ("study", "max_trials", "output_root", "search_space", "hydra")
 
 
 def trial_settings(cfg: DictConfig, *, is_sweep_job: bool) -> TrialSettings:
@@ -44,7 +47,8 @@ def trial_settings(cfg: DictConfig, *, is_sweep_job: bool) -> TrialSettings:
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the part of a trial's settings that decides its figures; two runs with the same one are the same run.
 
-    Places of files, hardware, the choice of folds and the stage are left out; precision is not.
+    Places of files, hardware, the choice of folds and the stage are left out; precision is not. So is where
+    hyperparameters come from: their values count, and are among the loss's.
     """
     values = {key: value for key, value in settings.items() if key not in _NOT_OF_THE_TRIAL}
     dataset = dict(values["dataset"])
@@ -59,14 +63,26 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def register_resolvers() -> None:
     """Makes the interpolations of `conf/train.yaml` available; call before Hydra composes."""
-    resolvers = {
+    resolvers: dict[str, Callable[..., Any]] = {
         "mlrc.benchmark": _benchmark,
         "mlrc.protocol_id": _protocol_id,
         "mlrc.trial_id": _trial_id,
         "mlrc.search_space": _search_space,
+        "mlrc.search_method": _search_method,
+        "mlrc.max_trials": _max_trials,
+        "mlrc.paper_or": _paper_or,
+        "mlrc.optimum": _optimum_as_config,
+        "mlrc.on": _on,
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
+
+
+def error_of_a_resolver(error: BaseException | None) -> MlrcError | None:
+    """Returns what one of our resolvers raised: OmegaConf wraps it, once for each interpolation around it."""
+    while error is not None and not isinstance(error, MlrcError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def config_folder() -> Path:
@@ -92,28 +108,87 @@ def _protocol_id(*, _root_: DictConfig) -> str:
 
 def _trial_id(*, _root_: DictConfig) -> str:
     keys = [str(key) for key in _root_ if key not in (*_NOT_SETTINGS, "protocol")]
-    return _digest(identity(_resolved(_root_, keys)))
+    return _digest(_as_floats(identity(_resolved(_root_, keys))))
 
 
 def _search_space(*, _root_: DictConfig) -> Any:
-    loss = OmegaConf.to_container(_root_.loss, resolve=True)
-    assert isinstance(loss, dict)
-    own = loss["search_space"]
-    space = own or search_space(
-        loss["paper_name"], _root_.dataset.paper_setting, _root_.batch_size, loss["parameter_names"]
+    loss = _root_.loss
+    space = search_space(loss.paper_name, _root_.dataset.paper_setting, _root_.batch_size, loss.parameter_names)
+    return OmegaConf.create(space or OmegaConf.to_container(loss.search_space or OmegaConf.create({}), resolve=True))
+
+
+def _search_method(*, _root_: DictConfig) -> str:
+    """Bayesian; or each point once, where the space is a list that the budget exhausts (FastAP at batch 32)."""
+    num_points = _num_points(_root_)
+    return "fast" if num_points is None or num_points > _root_.max_trials else "grid"
+
+
+def _max_trials(budget: int, *, _root_: DictConfig) -> int:
+    num_points = _num_points(_root_)
+    return budget if num_points is None else min(budget, num_points)
+
+
+def _num_points(cfg: DictConfig) -> int | None:
+    """Returns how many settings a search space of choices alone has; None for any other space."""
+    space = cfg.search_space
+    if not space or any(entry["type"] != "choice" for entry in space.values()):
+        return None
+    return math.prod(len(entry["values"]) for entry in space.values())
+
+
+def _paper_or(parameter: str, default: Any, *, _root_: DictConfig) -> Any:
+    """Returns the paper's value of a hyperparameter under `hyperparameters=paper`, otherwise the default.
+
+    It stands in the loss's YAML in the place of the value, so that whatever replaces that value (the command line, an
+    experiment, a sweeper) replaces the paper's as well. The paper's takes the type of the default.
+    """
+    if _root_.hyperparameters.name != "paper":
+        return default
+    key = _root_.loss.parameter_names[parameter]
+    value = _optimum(_root_).values.get(key)
+    return default if value is None else type(default)(value)
+
+
+def _optimum_as_config(field: str, *, _root_: DictConfig) -> Any:
+    """Returns a field of the `hyperparameters` block: source, published, or replaced."""
+    optimum = _optimum(_root_)
+    if field == "source":
+        return optimum.source
+    if field == "published":
+        return OmegaConf.create(optimum.values)
+    assert field == "replaced"
+    return OmegaConf.create(
+        [key for key, value in optimum.values.items() if OmegaConf.select(_root_, key, default=None) != value]
     )
-    return OmegaConf.create({key: dict(value) for key, value in space.items()})
+
+
+def _optimum(cfg: DictConfig) -> Optimum:
+    loss = cfg.loss
+    return published_optimum(loss.paper_name, cfg.dataset.paper_setting, cfg.batch_size, loss.parameter_names)
+
+
+def _on(values: Mapping[str, Any], otherwise: Any, *, _root_: DictConfig) -> Any:
+    """Returns the value of the dataset's paper setting where there is one, as in `${mlrc.on:{sop:1},10}`."""
+    setting = _root_.dataset.paper_setting
+    return values.get(setting, otherwise)
 
 
 def _resolved(cfg: DictConfig, keys: Iterable[str]) -> dict[str, Any]:
-    missing = _first_missing(cfg, keys)
-    if missing is not None:
-        raise ConfigError(f"{missing}: expected a value, found none. Give one on the command line: {missing}=…")
-    values = {key: cfg[key] for key in keys}
-    return {
-        key: OmegaConf.to_container(value, resolve=True) if isinstance(value, Container) else value
-        for key, value in values.items()
-    }
+    keys = list(keys)
+    try:
+        missing = _first_missing(cfg, keys)
+        if missing is not None:
+            raise ConfigError(f"{missing}: expected a value, found none. Give one on the command line: {missing}=…")
+        values = {key: cfg[key] for key in keys}
+        return {
+            key: OmegaConf.to_container(value, resolve=True) if isinstance(value, Container) else value
+            for key, value in values.items()
+        }
+    except OmegaConfBaseException as error:
+        own = error_of_a_resolver(error)
+        if own is None:
+            raise
+        raise own from None
 
 
 def _first_missing(node: Container, keys: Iterable[Any], path: str = "") -> str | None:
@@ -139,6 +214,15 @@ def _without_folders(trunk: Mapping[str, Any]) -> dict[str, Any]:
         key: {k: short(v) for k, v in value.items()} if isinstance(value, dict) else short(value)
         for key, value in trunk.items()
     }
+
+
+def _as_floats(node: Any) -> Any:
+    """Returns nested values with every number a float, so that scale=100 and scale=100.0 are the same trial."""
+    if isinstance(node, dict):
+        return {key: _as_floats(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_as_floats(value) for value in node]
+    return float(node) if isinstance(node, int) and not isinstance(node, bool) else node
 
 
 def _digest(values: Mapping[str, Any]) -> str:

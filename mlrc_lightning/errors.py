@@ -5,6 +5,7 @@ MlrcError                  one message: what was expected, what was found, what 
 ├── DatasetError           a folder, index or archive that is missing or not as its layout says
 │   ├── ImageError         one image that cannot be decoded
 │   └── SplitError         too few classes for class-disjoint folds, or a leak between splits
+├── DownloadError          a file that no mirror gives, or that is not the one expected
 ├── WeightsError           a checkpoint or pretrained file that is missing or does not fit
 ├── NonFiniteError         NaN or infinity in a loss, a weight or an embedding
 └── RecordError            a result file that is damaged or of another run
@@ -36,6 +37,10 @@ class ImageError(DatasetError):
 
 class SplitError(DatasetError):
     """The classes cannot be split as the protocol demands, or two splits share one."""
+
+
+class DownloadError(MlrcError):
+    """No mirror gives a file, or what they give is not the file expected."""
 
 
 class WeightsError(MlrcError):

@@ -1,15 +1,19 @@
-"""Makes a dataset ready: extracts it, checks every image, and decodes all of them once."""
+"""Makes a dataset ready: gets and extracts it, decodes every image once, and lists them with their digests."""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import hashlib
 import logging
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 
-from mlrc_lightning.assembly import TrialData
+from mlrc_lightning.assembly import TrialData, build
 from mlrc_lightning.config import config_folder, register_resolvers, trial_settings
 
 log = logging.getLogger(__name__)
@@ -19,7 +23,7 @@ def prepare(overrides: Sequence[str]) -> str:
     """Prepares the dataset of a configuration, both halves of it.
 
     Args:
-        overrides: As for train.py: `dataset=omniglot dataset.images.archive=images_background.zip`.
+        overrides: As for train.py: `dataset=cub200 dataset.images.download=true`.
 
     Returns:
         What is there now, in a sentence.
@@ -32,14 +36,43 @@ def prepare(overrides: Sequence[str]) -> str:
         # preparing needs no trunk, and must not ask for the name of one
         cfg = compose("train", ["trunk=small_cnn", *overrides])
     settings = trial_settings(cfg, is_sweep_job=False)
-    target = dict(settings.dataset.images)
-    extract = getattr(get_class(target.pop("_target_")), "prepare", None)
-    if extract is not None:
-        extract(**target)
+    target = settings.dataset.images
+    if hasattr(get_class(target["_target_"]), "prepare"):
+        build({**target, "_target_": f"{target['_target_']}.prepare"}, "dataset.images")
     data = TrialData(dataclasses.replace(settings, stage="train"))
     assert data.test is not None
+    index, digest = _write_index(data)
     return (
         f"{settings.dataset.name}: {len(data.images.labels):,} images of {data.num_classes:,} classes, all decoded;"
-        f" {len(data.trainval.cache.indices):,} to train and validate on, {len(data.test.cache.indices):,} to test on,"
-        f" in {data.trainval.cache.file.parent}"
+        f" {len(data.trainval.cache.indices):,} to train and validate on, {len(data.test.cache.indices):,} to test on."
+        f" Listed in {index} (sha256 {digest[:12]})"
     )
+
+
+def _write_index(data: TrialData) -> tuple[Path, str]:
+    """Lists every image with the digest of its decoded, resized pixels; returns the file and its own digest.
+
+    Two machines with the same list train and test on the same pixels, whatever their JPEG decoders.
+    """
+    assert data.test is not None
+    rows: list[tuple[int, str, str, str, int, int, str]] = []
+    for half, cache in (("trainval", data.trainval.cache), ("test", data.test.cache)):
+        pixels = cache.open()
+        for index in cache.indices.tolist():
+            image = cache.image(pixels, index)
+            label = data.images.class_names[data.images.labels[index]]
+            digest = hashlib.sha256(image.tobytes()).hexdigest()
+            rows.append((index, half, label, data.images.describe(index), image.shape[0], image.shape[1], digest))
+    path = data.trainval.cache.file.parent / "index.csv"
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    try:
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["image", "half", "class", "name", "height", "width", "sha256"])
+            writer.writerows(sorted(rows))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path, hashlib.sha256(path.read_bytes()).hexdigest()

@@ -50,10 +50,12 @@ class LossSettings:
     """One loss: function, miner, the optimizer of its own parameters, and the sampling rule that goes with it.
 
     Arguments in angle brackets are filled in when the fold is known: `<num_train_classes>`, `<embedding_size>`.
+    `parameter_names` gives the configuration key of each hyperparameter as the reference data calls it;
+    `search_space` is used where the reference data has none. A loss that the paper does not have has no `paper_name`.
     """
 
     name: str
-    paper_name: str
+    paper_name: str | None
     function: Target
     miner: Target | None
     samples_per_class: int
@@ -66,6 +68,23 @@ class LossSettings:
         if self.miner is not None:
             _require_target("loss.miner", self.miner)
         _require(self.samples_per_class >= 1, "loss.samples_per_class", ">= 1", self.samples_per_class)
+
+
+@dataclass(frozen=True)
+class HyperparameterSettings:
+    """Where the loss's hyperparameters come from; the values themselves are in `loss`.
+
+    Attributes:
+        name: default or paper.
+        source: How exactly the paper's values are known; the losses' defaults otherwise.
+        published: The paper's values by configuration key.
+        replaced: Keys whose value is not the published one, because another was given.
+    """
+
+    name: str
+    source: str
+    published: dict[str, Any]
+    replaced: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -170,6 +189,7 @@ class TrialSettings:
     batch_size: int
     dataset: DatasetSettings
     loss: LossSettings
+    hyperparameters: HyperparameterSettings
     trunk: TrunkSettings
     transform: TransformSettings
     embedder: EmbedderSettings

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from functools import cache
-from importlib import resources
 from typing import Any
 
 from mlrc_lightning.errors import ConfigError
+from mlrc_lightning.reference import rows
 from mlrc_lightning.schema import suggestion
 
 
 def search_space(
-    paper_name: str, setting: str, batch_size: int, parameter_names: Mapping[str, str]
+    paper_name: str | None, setting: str, batch_size: int, parameter_names: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
     """Returns the searched hyperparameters of one loss, by configuration key, as the sweeper reads them.
 
+    The paper searched at batch 256 on CUB200 alone. Another dataset at 256 takes its own search at 32, and where that
+    has no bounds (FastAP), CUB200's at 256.
+
     Args:
-        paper_name: The loss as the paper's page calls it.
+        paper_name: The loss as the paper's page calls it; None for one that the paper does not have.
         setting: The dataset as the reference data calls it: cub200, cars196 or sop.
-        batch_size: 256 takes the search at batch 256 where the paper has one for the dataset.
+        batch_size: Of the benchmark.
         parameter_names: Configuration key of each of the reference data's parameter names.
 
     Returns:
@@ -30,29 +32,40 @@ def search_space(
     Raises:
         ConfigError: A parameter of the reference data has no configuration key.
     """
-    spaces = _rows()
-    wanted = f"{setting}_batch{batch_size}"
-    rows = spaces.get((wanted if any(s == wanted for s, _ in spaces) else setting, paper_name), [])
-    space = {}
-    for row in rows:
-        name = row["parameter"]
-        if name not in parameter_names:
-            raise ConfigError(
-                f"loss.parameter_names: expected a key for {name!r} of {paper_name}.{suggestion(name, parameter_names)}"
-            )
-        number = int if row["type"] == "int" else float
-        space[parameter_names[name]] = {
+    searches = _searches()
+    suffix = f"_batch{batch_size}"
+    at_this_batch_size = [setting_of_it for setting_of_it, _ in searches if setting_of_it.endswith(suffix)]
+    candidates = [(name, paper_name) for name in (f"{setting}{suffix}", setting, *at_this_batch_size)]
+    found = next((key for key in candidates if key in searches), None)
+    space: dict[str, dict[str, Any]] = {}
+    for row in [] if found is None else searches[found]:
+        key = configuration_key(row["parameter"], paper_name, parameter_names)
+        bounds = [float(row["low"]), float(row["high"])]
+        space[key] = {
             "type": "range",
-            "bounds": [number(row["low"]), number(row["high"])],
+            "bounds": [int(bound) for bound in bounds] if row["type"] == "int" else bounds,
             "log_scale": row["scale"] == "log",
         }
     return space
 
 
+def configuration_key(parameter: str, paper_name: str | None, parameter_names: Mapping[str, str]) -> str:
+    """Returns the configuration key of a parameter of the reference data.
+
+    Raises:
+        ConfigError: `loss.parameter_names` has none for it.
+    """
+    if parameter not in parameter_names:
+        raise ConfigError(
+            f"loss.parameter_names: expected a key for {parameter!r} of {paper_name}."
+            f"{suggestion(parameter, parameter_names)}"
+        )
+    return parameter_names[parameter]
+
+
 @cache
-def _rows() -> dict[tuple[str, str], list[dict[str, str]]]:
-    text = resources.files("mlrc_lightning.reference").joinpath("search_spaces.csv").read_text(encoding="utf-8")
+def _searches() -> dict[tuple[str, str], list[dict[str, str]]]:
     grouped: dict[tuple[str, str], list[dict[str, str]]] = {}
-    for row in csv.DictReader(text.splitlines()):
+    for row in rows("search_spaces.csv"):
         grouped.setdefault((row["setting"], row["loss"]), []).append(row)
     return grouped

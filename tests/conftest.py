@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from mlrc_lightning.config import config_folder, register_resolvers, trial_settings
+from tests.local_server import serve
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("MLRC_SHARED", REPOSITORY.parent / "shared"))
@@ -64,3 +65,11 @@ def image_folder(tmp_path):
             color = (20 * label, 10 * number, 255 - 20 * label)
             Image.new("RGB", (40 + number, 36 + label), color).save(folder / f"{number}.jpg")
     return root
+
+
+@pytest.fixture
+def local_server(monkeypatch):
+    """A web server on this machine, reached without any proxy of the environment."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serve() as server:
+        yield server

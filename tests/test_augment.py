@@ -62,6 +62,32 @@ def test_boxes_are_distributed_as_torchvisions(height, width):
     assert (ours[:, 1] + ours[:, 3] <= width).all()
 
 
+def test_the_papers_boxes_are_distributed_as_the_reference_definition_s():
+    """Area, ratio and position at n = 100,000, on a photo that is wider than high, as most are."""
+    n, height, width = 100_000, 256, 340
+    random = np.random.default_rng(1)
+    torch.manual_seed(1)
+    transform = TrainTransform(crop=227, flip_probability=0.5, **PHOTOS)
+    ours = np.array([transform.box(height, width, random) for _ in range(n)])
+    image = torch.empty(3, height, width)
+    theirs = np.array([transforms.RandomResizedCrop.get_params(image, **PHOTOS) for _ in range(n)])
+    statistics = {
+        "area": lambda box: box[:, 2] * box[:, 3] / (height * width),
+        "ratio": lambda box: box[:, 3] / box[:, 2],
+        "top": lambda box: box[:, 0],
+        "left": lambda box: box[:, 1],
+        "vertical centre": lambda box: box[:, 0] + box[:, 2] / 2,
+        "horizontal centre": lambda box: box[:, 1] + box[:, 3] / 2,
+    }
+    p_values = {name: ks_2samp(of(ours), of(theirs)).pvalue for name, of in statistics.items()}
+    assert min(p_values.values()) > 0.01, p_values
+    # it would see a slightly wider ratio, or a slightly larger area
+    for change in ({"ratio": (0.75, 1.4)}, {"scale": (0.17, 1.0)}):
+        other = TrainTransform(crop=227, flip_probability=0.5, **{**PHOTOS, **change})
+        boxes = np.array([other.box(height, width, random) for _ in range(n)])
+        assert min(ks_2samp(of(boxes), of(theirs)).pvalue for of in statistics.values()) < 1e-6, change
+
+
 @pytest.mark.parametrize(("height", "width"), [(10, 1000), (1000, 10)])
 def test_an_image_too_narrow_for_any_box_gets_the_widest_centre_one(height, width):
     transform = TrainTransform(crop=8, scale=(0.9, 1.0), ratio=(0.75, 1.33), flip_probability=0.0)

@@ -204,3 +204,20 @@ def test_prepare_reports_what_is_there(tmp_path):
     done = run("prepare", *arguments, program="mlrc_lightning")
     assert done.returncode == 2
     assert "c11/0.jpg" in done.stderr
+
+
+def test_a_plain_sweep_compares_folds_without_testing(smoke, tmp_path):
+    done = smoke("-m", "hydra/sweeper=basic", "study=folds", "fold=0,1", "schedule.iterations_per_epoch=1")
+    assert done.returncode == 0, done.stderr[-2000:]
+    records = [
+        json.loads(path.read_text()) for path in sorted(tmp_path.glob("out/*/glyphs/arcface/folds/*/record.json"))
+    ]
+    assert [record["settings"]["fold"] for record in records] == [0, 1]
+    assert all(record["stage"] == "search" and record["test"] is None for record in records)
+
+
+@pytest.mark.parametrize("sweeper", ["mlrc", "ax"])
+def test_both_names_of_the_sweeper_carry_the_projects_settings(sweeper):
+    done = run(f"hydra/sweeper={sweeper}", "--cfg", "hydra")
+    assert "objective_name: mean_average_precision_at_r" in done.stdout
+    assert "MLRCAxSweeper" in done.stdout

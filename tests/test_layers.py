@@ -11,15 +11,15 @@ ROOT = Path(__file__).parents[1]
 # within a layer, a module may import those named before it
 LAYERS = [
     ["errors", "schema"],
-    ["splits", "selection", "reference", "search_spaces", "environment", "records", "tables"],
+    ["splits", "selection", "reference", "search_spaces", "optima", "environment", "records", "tables"],
     ["torchvision_import", "metrics", "datasets", "augment", "sampling", "models"],
-    ["objective", "datamodule", "module", "callbacks"],
+    ["losses", "objective", "datamodule", "module", "callbacks"],
     ["config", "assembly", "evaluation", "trial"],
     ["command_line", "prepare", "__main__", "train"],
 ]
 RANK = {name: number for number, name in enumerate(name for names in LAYERS for name in names)}
 # modules that stay importable without torch, Lightning or Ax
-LIGHT = ["errors", "schema", "splits", "selection", "records", "environment", "search_spaces", "tables.trial"]
+LIGHT = ["errors", "schema", "splits", "selection", "records", "environment", "search_spaces", "optima", "tables.trial"]
 LIGHT += ["config", "command_line"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -120,6 +121,28 @@ def require_folder(root: Path, what: str, to_do: str) -> None:
     if not root.is_dir():
         found = "a file" if root.exists() else "nothing"
         raise DatasetError(f"{what}: expected a folder at {root}, found {found} there. {to_do}")
+
+
+def check_complete(images: ImageFiles, what: str, num_images: int, num_classes: int, to_do: str) -> None:
+    """Refuses a published dataset that is not whole, without opening an image.
+
+    Raises:
+        DatasetError: A file is missing, or the number of images or classes is not the published one.
+    """
+    there = {
+        folder: {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
+        for folder in {path.parent for path in images.paths}
+    }
+    missing = [path for path in images.paths if path.name not in there[path.parent]]
+    if missing:
+        more = f" and {len(missing) - 1:,} others" if len(missing) > 1 else ""
+        raise DatasetError(f"{what}: expected an image at {missing[0]}{more}, found no file. {to_do}")
+    found = len(images.paths), len(images.class_names)
+    if found != (num_images, num_classes):
+        raise DatasetError(
+            f"{what} at {images.root} has {found[0]:,} images of {found[1]:,} classes, expected {num_images:,} of"
+            f" {num_classes:,}; the download may be incomplete. {to_do}"
+        )
 
 
 def check_classes(images: LabeledImages, min_images_per_class: int) -> None:
