@@ -133,3 +133,19 @@ def test_another_seed_in_the_same_folder_is_refused_with_the_difference(whole):
     assert done.returncode == 2
     assert "seed" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_status_reads_a_search_from_another_process(whole):
+    done = subprocess.run(
+        [sys.executable, "-m", "mlrc_lightning", "status", str(whole)], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{NUM_TRIALS} of {NUM_TRIALS} trials done, 0 failed" in done.stdout
+    nothing = subprocess.run(
+        [sys.executable, "-m", "mlrc_lightning", "status", str(whole / "none")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert nothing.returncode == 2
+    assert "Expected a ledger.jsonl" in nothing.stderr
