@@ -10,10 +10,10 @@ UV_PIP  = $(BIN)/uv pip install -q --python $(BIN)/python $(if $(TORCH_BACKEND),
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help train test check test-all coverage clean
+.PHONY: help train test check test-all test-hydra-next coverage bench-search clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 train: $(VENV)/.installed  ## Install, then train the default on the embedded glyphs: 4 folds, tested, a table (ARGS="loss=triplet")
 	$(BIN)/python train.py $(ARGS)
@@ -32,8 +32,21 @@ test-all: $(VENV)/.installed-test  ## All tests that this machine can run; the o
 coverage: $(VENV)/.installed-test  ## Line and branch coverage of all tests but those on real data
 	$(BIN)/python -m pytest -m "not real_data" --cov --cov-report=term
 
+bench-search: $(VENV)/.installed-test  ## Search quality against Ax itself, Optuna and random search (an hour; resumes), and what the sweeper costs
+	$(UV_PIP) -e '.[benchmarks]'
+	$(BIN)/python benchmarks/search_quality.py run
+	$(BIN)/python benchmarks/search_quality.py race
+	$(BIN)/python benchmarks/search_quality.py report
+	$(BIN)/python benchmarks/sweeper_overhead.py
+
+test-hydra-next: | $(BIN)/uv  ## The sweeper's fast tests on the newest pre-release of Hydra 1.4, in an environment of its own
+	test -x $(VENV)-hydra-next/bin/python || $(PYTHON) -m venv $(VENV)-hydra-next
+	$(BIN)/uv pip install -q --python $(VENV)-hydra-next/bin/python $(if $(TORCH_BACKEND),--torch-backend=$(TORCH_BACKEND)) \
+		-c constraints.txt -e '.[test]' 'hydra-core>=1.4.0rc1' 'omegaconf>=2.4.0rc1'
+	$(VENV)-hydra-next/bin/python -m pytest tests/sweeper -W default
+
 clean:  ## Remove the virtual environment and caches; results and data stay
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-hydra-next .mypy_cache .ruff_cache .pytest_cache
 
 $(BIN)/uv:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -73,7 +73,8 @@ def message(error: BaseException) -> str:
     if cause is not None and is_usage_error(cause) and str(cause) not in text:
         text = f"{text}\n{str(cause).strip()}"
     group = re.search(r"Could not find '([\w./-]+)/([^/']+)'", text)
-    options = [] if group is None else sorted(path.stem for path in (config_folder() / group[1]).glob("*.yaml"))
+    listed = re.search(r"Available options in '[^']+':\n((?:\t\S+\n)+)", text)
+    options = [] if listed is None else listed[1].split()
     if group is not None and options:
         return f"{group[1]}={group[2]}: unknown.{suggestion(group[2], options)}"
     key = re.search(r"Could not override '([^']+)'", text) or re.search(r"full_key: (\S+)", text)
