@@ -149,3 +149,13 @@ def test_status_reads_a_search_from_another_process(whole):
     )
     assert nothing.returncode == 2
     assert "Expected a ledger.jsonl" in nothing.stderr
+
+
+def test_a_search_may_be_prolonged_and_moved_to_other_hardware(tmp_path):
+    folder = tmp_path / "out"
+    short = [argument for argument in command(folder) if "max_trials" not in argument and argument != "trainer=cpu"]
+    for arguments in (["max_trials=2", "trainer=auto"], ["max_trials=3", "trainer=cpu"]):
+        done = subprocess.run([*short, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert [proposed["trial"] for proposed in of_type(folder, "proposed")] == [0, 1, 2]
+    assert len(of_type(folder, "completed")) == 3
