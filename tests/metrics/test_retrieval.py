@@ -59,6 +59,16 @@ def test_a_case_worked_by_hand():
     assert metrics.mean_average_precision_at_r == pytest.approx(0.75 / 5)
 
 
+@pytest.fixture(params=["faiss", "torch"])
+def search(request, monkeypatch):
+    """Each of the two ways to find neighbours."""
+    if request.param == "faiss":
+        pytest.importorskip("faiss")
+    monkeypatch.setattr(retrieval_module._References, "_has_faiss", request.param == "faiss")
+    return request.param
+
+
+@pytest.mark.usefixtures("search")
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_equals_the_slow_loop_on_uneven_classes(seed, dtype):
@@ -69,10 +79,13 @@ def test_equals_the_slow_loop_on_uneven_classes(seed, dtype):
     assert (metrics.num_queries, metrics.num_without_relevant) == (num_queries, lonely)
 
 
+@pytest.mark.usefixtures("search")
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("num_copies", [2, 7])
+@pytest.mark.parametrize("num_copies", [2, 7, 40])
 def test_equals_the_slow_loop_with_duplicates_across_classes(seed, num_copies):
-    embeddings, labels = uneven_classes(seed, num_samples=60, num_classes=9, embedding_size=3)
+    # 40 copies are more than the search finds beyond R
+    num_samples, num_classes = (60, 9) if num_copies < 10 else (15, 5)
+    embeddings, labels = uneven_classes(seed, num_samples, num_classes, embedding_size=3)
     embeddings = embeddings.repeat(num_copies, 1)
     labels = torch.cat([labels.roll(shift) for shift in range(num_copies)])
     metrics = retrieval_metrics(embeddings, labels)
@@ -80,6 +93,7 @@ def test_equals_the_slow_loop_with_duplicates_across_classes(seed, num_copies):
     assert [getattr(metrics, name) for name in METRICS] == pytest.approx(means, abs=1e-12)
 
 
+@pytest.mark.usefixtures("search")
 def test_near_ties_are_ranked_in_float64():
     # neighbours 3e-9 apart in cosine: float32 cannot tell them apart, float64 must
     offsets = torch.linspace(0, 2e-4, 41, dtype=torch.float64)
@@ -88,6 +102,57 @@ def test_near_ties_are_ranked_in_float64():
     metrics = retrieval_metrics(embeddings, labels)
     means, *_ = retrieval_metrics_by_hand(embeddings.numpy(), labels.tolist())
     assert [getattr(metrics, name) for name in METRICS] == pytest.approx(means, abs=1e-12)
+
+
+@pytest.mark.usefixtures("search")
+@pytest.mark.parametrize("num_queries", [1, 40, 200])
+def test_queries_of_one_set_search_another(num_queries):
+    embeddings, labels = uneven_classes(3, num_samples=300, num_classes=20, embedding_size=4)
+    queries, query_labels = embeddings[:num_queries], labels[:num_queries]
+    reference, reference_labels = embeddings[200:], labels[200:]
+    # copies of a query among the references are found, not left out
+    reference = torch.cat([reference, queries[:5]])
+    reference_labels = torch.cat([reference_labels, query_labels[:5]])
+    metrics = retrieval_metrics(queries, query_labels, reference, reference_labels)
+    expected = []
+    units = [torch.nn.functional.normalize(e.double()) for e in (queries, reference)]
+    for unit, label in zip(units[0], query_labels.tolist(), strict=True):
+        similarities = [round(float(value), 12) for value in units[1] @ unit]
+        relevant = [int(other) == label for other in reference_labels]
+        order = sorted(range(len(relevant)), key=lambda i: (-similarities[i], relevant[i]))
+        hits = [relevant[i] for i in order[: sum(relevant)]]
+        if hits:
+            precision = [sum(hits[: rank + 1]) / (rank + 1) for rank in range(len(hits))]
+            expected.append(
+                [
+                    float(hits[0]),
+                    sum(hits) / len(hits),
+                    sum(p for p, h in zip(precision, hits, strict=True) if h) / len(hits),
+                ]
+            )
+    torch.testing.assert_close(metrics.per_query, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert metrics.num_without_relevant == num_queries - len(expected)
+
+
+@pytest.mark.parametrize(("spread", "num_classes"), [(0.0, 40), (1e-7, 40), (1e-3, 900), (1.0, 4)])
+def test_faiss_and_torch_find_the_same(monkeypatch, spread, num_classes):
+    pytest.importorskip("faiss")
+    # few classes have more members than faiss searches; a spread of 0 has copies, one of 1e-7 near ties
+    embeddings, labels = uneven_classes(4, num_samples=3000, num_classes=num_classes, embedding_size=8, spread=spread)
+    by_faiss = retrieval_metrics(embeddings, labels).per_query
+    monkeypatch.setattr(retrieval_module._References, "_has_faiss", False)
+    torch.testing.assert_close(retrieval_metrics(embeddings, labels).per_query, by_faiss, rtol=0, atol=1e-12)
+
+
+def test_products_stay_in_float32_where_less_is_allowed():
+    embeddings, labels = uneven_classes(7, num_samples=400, num_classes=30, embedding_size=64)
+    expected = retrieval_metrics(embeddings, labels).per_query
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert torch.equal(retrieval_metrics(embeddings, labels).per_query, expected)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.parametrize(("seed", "num_samples", "num_classes"), [(0, 1500, 40), (1, 2000, 300), (2, 3000, 1500)])
@@ -161,6 +226,11 @@ def test_non_finite_embeddings_are_refused_and_counted(value):
 def test_nothing_to_retrieve_is_refused():
     with pytest.raises(DatasetError, match="5 classes of one sample each"):
         retrieval_metrics(torch.randn(5, 4), torch.arange(5))
+
+
+def test_two_sets_without_a_common_class_are_refused():
+    with pytest.raises(DatasetError, match="to share a class"):
+        retrieval_metrics(torch.randn(5, 4), torch.zeros(5), torch.randn(3, 4), torch.ones(3))
 
 
 def test_shapes_that_do_not_fit_are_refused():

@@ -1,0 +1,143 @@
+"""The retrieval metrics against pytorch-metric-learning's AccuracyCalculator: time, peak memory, agreement.
+
+    python benchmarks/metrics.py [--threads 1] [--rounds 3] [--sizes 6000 8000 14888 60000] [--json FILE]
+
+Each measurement is a process of its own, so that peaks of memory are its own; both sides take turns in every round.
+`pml` is AccuracyCalculator(k="max_bin_count"), `pml default k` the same with k=None, which asks for N x N neighbours
+(only up to 8,000 samples: at 60,000 it wants 28.8 GB), `product` one float32 matrix product of all samples with all,
+which no exact search can do without. Ratios are pml's median time over the row's.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+EMBEDDING_SIZE = 128
+CLASSES = {6000: 100, 8000: 100, 14888: 2829, 60000: 11316}
+"""Classes by number of samples: CUB200's and Cars196's test halves, one SOP fold's validation, SOP's test half."""
+NAMES = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
+LARGEST_FOR_DEFAULT_K = 8000
+
+
+def measure(side: str, num_samples: int, num_threads: int) -> dict[str, Any]:
+    """Runs one side once, after a warm-up on a small problem; to be called in a process of its own."""
+    import torch
+
+    torch.set_num_threads(num_threads)
+    embeddings, labels = problem(num_samples)
+    function = SIDES[side]
+    function(*problem(500))
+    before = _resident_megabytes()
+    began = time.perf_counter()
+    values = function(embeddings, labels)
+    seconds = time.perf_counter() - began
+    extra = max(0.0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before)
+    return {"seconds": seconds, "extra_megabytes": extra, "values": values}
+
+
+def problem(num_samples: int) -> tuple[Any, Any]:
+    """Embeddings of middling quality: MAP@R is neither 0 nor 1."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(num_samples) % CLASSES.get(num_samples, 50)
+    centers = torch.randn(int(labels.max()) + 1, EMBEDDING_SIZE, generator=generator)
+    noise = torch.randn(num_samples, EMBEDDING_SIZE, generator=generator)
+    return torch.nn.functional.normalize(centers[labels] + 1.5 * noise), labels
+
+
+def ours(embeddings: Any, labels: Any) -> list[float]:
+    from mlrc_lightning.metrics import retrieval_metrics
+
+    return list(retrieval_metrics(embeddings, labels).as_dict().values())
+
+
+def pml(embeddings: Any, labels: Any, k: Any = "max_bin_count") -> list[float]:
+    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+
+    calculator = AccuracyCalculator(include=NAMES, k=k, device=embeddings.device)
+    found = calculator.get_accuracy(embeddings, labels)
+    return [float(found[name]) for name in NAMES]
+
+
+def product(embeddings: Any, labels: Any) -> list[float]:
+    for start in range(0, len(embeddings), 1024):
+        embeddings[start : start + 1024] @ embeddings.T
+    return []
+
+
+SIDES = {"pml": pml, "ours": ours, "pml default k": lambda e, y: pml(e, y, None), "product": product}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(CLASSES))
+    parser.add_argument("--json", type=Path, help="also write all figures here")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        side, size = arguments.child
+        print(json.dumps(measure(side, int(size), arguments.threads)))
+        return
+    figures = []
+    for size in arguments.sizes:
+        sides = [side for side in SIDES if side != "pml default k" or size <= LARGEST_FOR_DEFAULT_K]
+        runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+        for number in range(arguments.rounds):
+            for side in sides[::-1] if number % 2 else sides:
+                runs[side].append(_in_a_process(side, size, arguments.threads))
+        median = {side: statistics.median(run["seconds"] for run in runs[side]) for side in sides}
+        expected = runs["pml"][0]["values"]
+        for side in sides:
+            values = runs[side][0]["values"]
+            figures.append(
+                {
+                    "samples": size,
+                    "classes": CLASSES.get(size, 50),
+                    "threads": arguments.threads,
+                    "side": side,
+                    "times as fast as pml": round(median["pml"] / median[side], 3),
+                    "extra memory, MB": round(statistics.median(run["extra_megabytes"] for run in runs[side])),
+                    "largest difference from pml": max(
+                        (abs(a - b) for a, b in zip(values, expected, strict=False)), default=None
+                    ),
+                }
+            )
+            print(_row(figures[-1]), flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+def _in_a_process(side: str, size: int, num_threads: int) -> dict[str, Any]:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    command = [sys.executable, __file__, "--threads", str(num_threads), "--child", side, str(size)]
+    printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    result: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    return result
+
+
+def _row(figure: dict[str, Any]) -> str:
+    difference = figure["largest difference from pml"]
+    return (
+        f"{figure['samples']:>7,} x {EMBEDDING_SIZE}, {figure['classes']:>6,} classes, {figure['threads']} threads |"
+        f" {figure['side']:<13} | {figure['times as fast as pml']:>7.3f}x | {figure['extra memory, MB']:>6,} MB |"
+        f" {'' if difference is None else f'{difference:.1e}'}"
+    )
+
+
+def _resident_megabytes() -> float:
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+if __name__ == "__main__":
+    main()
