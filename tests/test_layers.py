@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     ["errors", "schema"],
     ["splits", "selection", "reference", "search_spaces", "optima", "environment", "records", "tables"],
-    ["torchvision_import", "metrics", "datasets", "augment", "sampling", "models"],
+    ["torchvision_import", "distributed", "metrics", "datasets", "augment", "sampling", "models"],
     ["losses", "objective", "datamodule", "module", "callbacks"],
     ["config", "assembly", "evaluation", "trial"],
     ["command_line", "prepare", "__main__", "train"],

@@ -1,0 +1,145 @@
+"""A batch on 1, 2 and 4 gloo ranks against one process: loss, gradients, weights after ten steps, for every loss."""
+
+import functools
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mlrc_lightning.config import register_resolvers
+from mlrc_lightning.distributed import gather_rows, own_part, part_sizes, rank
+
+from .losses.cases import LOSSES, NUM_CLASSES, SETTINGS, case
+
+EMBEDDING_SIZE, NUM_STEPS, BATCH = 8, 10, 30  # 30 rows on 4 ranks: 8, 8, 7, 7
+WORLD_SIZES = (1, 2, 4)
+CLASSIFICATION = {"proxy_nca", "normalized_softmax", "cosface", "arcface", "soft_triple"}  # §1.4
+
+
+class Step(nn.Module):
+    """Trunk, embedder, gathering and objective, as the module's training step has them."""
+
+    def __init__(self, loss, setting, dtype):
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk = nn.Sequential(nn.Linear(12, 16), nn.Tanh())
+        self.embedder = nn.Linear(16, EMBEDDING_SIZE)
+        self.objective = case(loss, setting).objective(EMBEDDING_SIZE, dtype)
+        self.to(dtype)
+
+    def forward(self, inputs, labels):
+        part = nn.functional.normalize(self.embedder(self.trunk(inputs[own_part(len(inputs))])))
+        embeddings = gather_rows(part, len(inputs))
+        miner = self.objective.miner
+        return self.objective.loss(embeddings, labels, None if miner is None else miner(embeddings, labels))
+
+
+def batch(loss, number, dtype):
+    generator = torch.Generator().manual_seed(number)
+    m = 1 if loss in CLASSIFICATION else 4
+    labels = torch.randperm(NUM_CLASSES, generator=generator)[: -(-BATCH // m)].repeat_interleave(m)[:BATCH]
+    means = torch.randn(NUM_CLASSES, 12, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    noise = torch.randn(BATCH, 12, generator=generator, dtype=torch.float64)
+    return (means[labels] + noise).to(dtype), labels
+
+
+def measured(loss, setting):
+    """(loss and gradients in float32, weights after some steps in float64), as plain lists by name."""
+    step = Step(loss, setting, torch.float32)
+    wrapped = DistributedDataParallel(step) if dist.is_initialized() else step
+    value = wrapped(*batch(loss, 0, torch.float32))
+    value.backward()
+    gradients = {name: p.grad.flatten().tolist() for name, p in step.named_parameters() if p.grad is not None}
+    gradients["loss"] = [value.item()]
+    step = Step(loss, setting, torch.float64)
+    wrapped = DistributedDataParallel(step) if dist.is_initialized() else step
+    model = [*step.trunk.parameters(), *step.embedder.parameters()]
+    # at 1e-3, 250 bins of FastAP multiply any rounding by ten a step, in one process as well
+    groups = [{"params": model}, {"params": list(step.objective.parameters()), "lr": 1e-2}]
+    optimizer = torch.optim.RMSprop([g for g in groups if g["params"]], lr=1e-4, momentum=0.9, weight_decay=1e-4)
+    for number in range(NUM_STEPS):
+        optimizer.zero_grad()
+        wrapped(*batch(loss, number, torch.float64)).backward()
+        optimizer.step()
+    return gradients, {name: p.flatten().tolist() for name, p in step.named_parameters()}
+
+
+def main(number, world_size, port, folder):
+    """One rank: measures every loss at every setting, and leaves what it found."""
+    register_resolvers()
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    dist.init_process_group("gloo", rank=int(number), world_size=int(world_size))
+    found = {f"{loss} {setting}": measured(loss, setting) for loss in LOSSES for setting in SETTINGS}
+    (Path(folder) / f"{rank()}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+@functools.cache
+def alone(loss, setting):
+    return measured(loss, setting)
+
+
+@pytest.fixture(scope="module", params=WORLD_SIZES)
+def ranks(request, tmp_path_factory):
+    """What every rank of a world found."""
+    folder = tmp_path_factory.mktemp(f"world_{request.param}")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    began = time.perf_counter()
+    command = [sys.executable, "-c", "import sys; from tests.test_distributed import main; main(*sys.argv[1:])"]
+    arguments = [str(request.param), port, str(folder)]
+    running = [subprocess.Popen([*command, str(number), *arguments]) for number in range(request.param)]
+    try:
+        assert [process.wait(timeout=500) for process in running] == [0] * request.param
+    finally:
+        for process in running:
+            process.kill()
+    sys.stdout.write(
+        f"\n{request.param} ranks, {len(LOSSES) * len(SETTINGS)} cells: {time.perf_counter() - began:.0f} s\n"
+    )
+    return [json.loads((folder / f"{number}.json").read_text()) for number in range(request.param)]
+
+
+def largest_error(found, expected):
+    """The largest difference, relative to the largest entry of each tensor."""
+    assert found.keys() == expected.keys()
+    errors = []
+    for name, values in expected.items():
+        reference, other = torch.tensor(values, dtype=torch.float64), torch.tensor(found[name], dtype=torch.float64)
+        scale = reference.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
+        errors.append(float((reference - other).abs().max() / scale))
+    return max(errors)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_ranks_compute_what_one_process_does(ranks, loss, setting):
+    expected_gradients, expected_weights = alone(loss, setting)
+    for found in ranks:
+        gradients, weights = found[f"{loss} {setting}"]
+        assert largest_error(gradients, expected_gradients) <= 1e-5
+        assert largest_error(weights, expected_weights) <= 1e-10
+
+
+def test_parts_are_consecutive_and_a_row_apart():
+    assert part_sizes(30, 4) == [8, 8, 7, 7]
+    assert part_sizes(3, 4) == [1, 1, 1, 0]
+    assert part_sizes(32, 1) == [32]
+
+
+def test_a_process_alone_gathers_nothing():
+    rows = torch.randn(5, 3, requires_grad=True)
+    assert gather_rows(rows, 5) is rows
+    assert own_part(5) == slice(0, 5)
