@@ -15,12 +15,12 @@ LAYERS = [
     ["torchvision_import", "distributed", "metrics", "datasets", "augment", "sampling", "models"],
     ["losses", "objective", "datamodule", "module", "callbacks"],
     ["config", "assembly", "evaluation", "trial"],
-    ["command_line", "prepare", "__main__", "train"],
+    ["command_line", "original_configs", "original", "prepare", "__main__", "train"],
 ]
 RANK = {name: number for number, name in enumerate(name for names in LAYERS for name in names)}
 # modules that stay importable without torch, Lightning or Ax
 LIGHT = ["errors", "schema", "splits", "selection", "records", "environment", "search_spaces", "optima", "tables.trial"]
-LIGHT += ["config", "command_line"]
+LIGHT += ["config", "command_line", "original_configs"]
 
 
 def imports_of(path):
