@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from numpy.typing import NDArray
+from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from mlrc_lightning.augment import TrainTransform
@@ -24,8 +27,9 @@ from mlrc_lightning.datamodule import FoldDataModule, Pixels
 from mlrc_lightning.datasets.cache import Half, cached_images
 from mlrc_lightning.datasets.images import LabeledImages, check_classes
 from mlrc_lightning.errors import ConfigError, MlrcError
-from mlrc_lightning.module import EmbeddingModule
+from mlrc_lightning.module import LOSS, MODEL, EmbeddingModule, Schedule, Scheduler
 from mlrc_lightning.objective import Objective
+from mlrc_lightning.sampling import Batches
 from mlrc_lightning.schema import Target, TrialSettings
 from mlrc_lightning.splits import (
     FoldSplit,
@@ -138,9 +142,57 @@ def build_module(settings: TrialSettings, fold: int, num_train_classes: int | No
         made: torch.optim.Optimizer = build(settings.optimizer, "optimizer", groups)
         return made
 
+    clip = settings.gradient_clip
     return EmbeddingModule(
-        trunk, embedder, objective, optimizer, settings.loss.optimizer, settings.trunk.freeze_batchnorm
+        trunk,
+        embedder,
+        objective,
+        optimizer,
+        settings.loss.optimizer,
+        settings.trunk.freeze_batchnorm,
+        schedules={
+            name: _schedule(target, f"scheduler.{name}")
+            for name, target in ((MODEL, settings.scheduler.model), (LOSS, settings.scheduler.loss))
+            if target is not None
+        },
+        clip_norms={name: norm for name, norm in ((MODEL, clip.model), (LOSS, clip.loss)) if norm is not None},
+        clustering_seed=clustering_seed(settings) if settings.evaluation.clustering else None,
     )
+
+
+def build_logger(settings: TrialSettings, folder: Path) -> Logger | None:
+    """Builds the logger of a fold, which writes to `folder`; None where none is asked for.
+
+    What an interrupted training wrote there is removed: it is logged again from the fold's own state.
+
+    Raises:
+        ConfigError: The package of the logger is not installed.
+    """
+    if settings.logger is None:
+        return None
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        logger: Logger = build(settings.logger, "logger", folder=str(folder))
+    except ConfigError as error:
+        cause = error.__cause__ if error.__cause__ is None else error.__cause__.__cause__ or error.__cause__
+        if isinstance(cause, ModuleNotFoundError):
+            raise ConfigError(
+                f"logger: {settings.logger['_target_']} needs a package that is not installed"
+                f" ({str(cause).splitlines()[0]}) Install it (tensorboard: pip install 'mlrc-lightning[tensorboard]'),"
+                " or choose logger=csv or logger=none."
+            ) from error
+        raise
+    return logger
+
+
+def _schedule(target: Target, path: str) -> Schedule:
+    arguments = {name: value for name, value in target.items() if name != "interval"}
+
+    def make(optimizer: torch.optim.Optimizer) -> Scheduler:
+        made: Scheduler = build(arguments, path, optimizer)
+        return made
+
+    return Schedule(target["interval"], make)
 
 
 def build_trainer(settings: TrialSettings, folder: Path, **arguments: Any) -> pl.Trainer:
@@ -172,17 +224,32 @@ def build_trainer(settings: TrialSettings, folder: Path, **arguments: Any) -> pl
 def build_datamodule(settings: TrialSettings, data: TrialData, split: FoldSplit) -> FoldDataModule:
     """Builds the batches of one fold."""
     transform = settings.transform
+    seed = _stream(settings.seed, split.fold, "batches")
+
+    def sampler(labels: NDArray[np.int64], indices: NDArray[np.int64]) -> Batches:
+        facts = {
+            "samples_per_class": settings.loss.samples_per_class,
+            "batch_size": settings.batch_size,
+            "seed": seed,
+        }
+        made: Batches = build(settings.sampler, "sampler", labels, indices, **facts)
+        return made
+
     return FoldDataModule(
         pixels=data.trainval,
         split=split,
         transform=TrainTransform(transform.crop, transform.scale, transform.ratio, transform.flip_probability),
-        samples_per_class=settings.loss.samples_per_class,
-        batch_size=settings.batch_size,
+        sampler=sampler,
         iterations_per_epoch=settings.schedule.iterations_per_epoch,
         evaluation_batch_size=settings.evaluation.batch_size,
-        seed=_stream(settings.seed, split.fold, "batches"),
+        seed=seed,
         num_workers=settings.trainer.num_workers,
     )
+
+
+def clustering_seed(settings: TrialSettings) -> int:
+    """Returns the seed of the k-means for NMI and AMI, the same for all folds; below 2^31, as both libraries want."""
+    return _stream(settings.seed, 0, "clustering") % 2**31
 
 
 def _stream(seed: int, fold: int, purpose: str) -> int:

@@ -15,10 +15,11 @@ import mlrc_lightning.torchvision_import  # noqa: F401
 import pytorch_lightning as pl
 import safetensors.torch
 import torch
+from pytorch_lightning.loggers import Logger
 from tqdm import tqdm
 
 from mlrc_lightning.errors import RecordError
-from mlrc_lightning.module import EmbeddingModule
+from mlrc_lightning.module import GROUPS, EmbeddingModule
 from mlrc_lightning.records import EpochResult, write_bytes
 from mlrc_lightning.selection import UNTRAINED_EPOCH, Selection
 
@@ -37,6 +38,52 @@ class Progress(Protocol):
         ...
 
 
+class EpochLog:
+    """Losses, learning rates and validation accuracies of every epoch, as rows, and in the logger where there is one.
+
+    The rows are part of the resume state: after an interrupt they are logged again from there, into an empty folder,
+    so that no epoch is missing or there twice.
+
+    Args:
+        logger: Of Lightning's, any of them that writes to a folder; None: rows only.
+    """
+
+    def __init__(self, logger: Logger | None) -> None:
+        self.rows: list[dict[str, float]] = []
+        self._logger = logger
+
+    def add(self, result: EpochResult, learning_rates: Mapping[str, float]) -> None:
+        """Takes one epoch and the learning rates it began with; what it does not have is left out of its row."""
+        row: dict[str, float] = {"epoch": result.epoch}
+        if result.train_loss is not None:
+            row |= {"train/loss": result.train_loss}
+            row |= {f"learning_rate/{name}": rate for name, rate in learning_rates.items()}
+        row |= {f"val/{name}": value for name, value in (result.val or {}).items()}
+        self._append(row)
+
+    def restore(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Takes the rows of an interrupted training."""
+        for row in rows:
+            self._append(dict(row))
+
+    def flush(self) -> None:
+        """Makes what was logged visible to others."""
+        if self._logger is not None:
+            self._logger.save()
+
+    def close(self) -> None:
+        """Writes what is left."""
+        if self._logger is not None:
+            self._logger.save()
+            self._logger.finalize("success")
+
+    def _append(self, row: dict[str, float]) -> None:
+        self.rows.append(row)
+        if self._logger is not None:
+            values = {name: value for name, value in row.items() if name != "epoch"}
+            self._logger.log_metrics(values, step=int(row["epoch"]))
+
+
 class FoldCheckpoint(pl.callbacks.Checkpoint):
     """Keeps the history of one fold, its selected weights, and what a resume needs, all written atomically.
 
@@ -50,17 +97,23 @@ class FoldCheckpoint(pl.callbacks.Checkpoint):
         save_interval: Validate every so many epochs.
         selection: The state of model selection; taken over from `latest.pt` on resume.
         progress: Told of every epoch.
+        log: Told of every epoch as well, with its learning rates.
     """
 
-    def __init__(self, folder: Path, save_interval: int, selection: Selection, progress: Progress) -> None:
+    def __init__(
+        self, folder: Path, save_interval: int, selection: Selection, progress: Progress, log: EpochLog
+    ) -> None:
         self.folder = folder
         self.selection = selection
         self.history: list[EpochResult] = []
         self.first_epoch = 0
         self._save_interval = save_interval
         self._progress = progress
+        self._log = log
         self._epoch_began = time.monotonic()
         self._optimizer_state: dict[str, Any] | None = None
+        self._scheduler_states: dict[str, dict[str, Any]] = {}
+        self._learning_rates: dict[str, float] = {}
 
     @property
     def weights(self) -> dict[str, Path]:
@@ -81,11 +134,12 @@ class FoldCheckpoint(pl.callbacks.Checkpoint):
             module.load_state_dict(state["module"])
             self.selection = Selection(**state["selection"])
             self.history = [EpochResult(**epoch) for epoch in state["history"]]
+            self._log.restore(state["log"])
+            self._optimizer_state, self._scheduler_states = state["optimizer"], state["schedulers"]
             torch.set_rng_state(state["rng"])
         except (RuntimeError, KeyError, TypeError, EOFError, OSError, ValueError) as error:
             raise RecordError(f"{path}: expected the state of this fold ({error}). Remove it to start over.") from error
         self.first_epoch = self.history[-1].epoch
-        self._optimizer_state = state["optimizer"]
         return True
 
     def untrained(self, module: EmbeddingModule, seconds: float) -> None:
@@ -93,13 +147,18 @@ class FoldCheckpoint(pl.callbacks.Checkpoint):
         self._add(module, UNTRAINED_EPOCH, None, seconds)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Gives the resumed optimizer its state."""
+        """Gives the resumed optimizer and its schedulers their states."""
+        assert isinstance(pl_module, EmbeddingModule)
         if self._optimizer_state is not None:
             trainer.optimizers[0].load_state_dict(self._optimizer_state)
+            for name, scheduler in pl_module.schedulers.items():
+                scheduler.load_state_dict(self._scheduler_states[name])
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts the clock."""
+        """Starts the clock, and reads the learning rates."""
         self._epoch_began = time.monotonic()
+        groups = trainer.optimizers[0].param_groups
+        self._learning_rates = {name: float(group["lr"]) for name, group in zip(GROUPS, groups, strict=False)}
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Records the epoch; on a validated one selects, saves and decides whether to stop."""
@@ -112,6 +171,7 @@ class FoldCheckpoint(pl.callbacks.Checkpoint):
             if is_selected:
                 self._save_weights(pl_module)
             self._save_resume_state(trainer, pl_module)
+            self._log.flush()
             trainer.should_stop = trainer.should_stop or self.selection.should_stop(epoch)
 
     def remove_resume_state(self) -> None:
@@ -131,11 +191,12 @@ class FoldCheckpoint(pl.callbacks.Checkpoint):
         result = EpochResult(
             epoch=epoch,
             train_loss=loss,
-            val=None if metrics is None else dict(metrics.as_dict()),
+            val=None if metrics is None else dict(module.val_accuracies),
             collapsed=metrics is not None and metrics.collapsed,
             seconds=round(seconds, 3),
         )
         self.history.append(result)
+        self._log.add(result, self._learning_rates)
         is_selected = metrics is not None and self.selection.update(epoch, getattr(metrics, PRIMARY_METRIC))
         self._progress.epoch_ended(result, self.selection)
         return is_selected
@@ -150,8 +211,10 @@ class FoldCheckpoint(pl.callbacks.Checkpoint):
             {
                 "module": module.state_dict(),
                 "optimizer": trainer.optimizers[0].state_dict(),
+                "schedulers": {name: scheduler.state_dict() for name, scheduler in module.schedulers.items()},
                 "selection": vars(self.selection),
                 "history": [vars(result) for result in self.history],
+                "log": self._log.rows,
                 "rng": torch.get_rng_state(),
             },
             buffer,
@@ -191,7 +254,11 @@ class FoldProgress:
         """Shows one epoch."""
         if result.train_loss is not None:
             self._trained.append(result.seconds)
-        best = f"best {selection.best_score:.4f} (epoch {selection.best_epoch})"
+        best = (
+            "not validated yet"
+            if selection.best_epoch is None
+            else f"best {selection.best_score:.4f} (epoch {selection.best_epoch})"
+        )
         if self._bar is not None:
             self._bar.n = result.epoch
             self._bar.set_postfix_str(best)

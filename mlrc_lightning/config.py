@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -19,7 +20,11 @@ from mlrc_lightning.search_spaces import search_space
 
 PROTOCOL = "mlrc"
 _PROTOCOL_KEYS = ("trunk", "transform", "embedder", "optimizer", "schedule")
-_NOT_OF_THE_TRIAL = ("stage", "fold", "evaluation", "trainer", "keep_models", "data_root", "hyperparameters")
+_OPTIONS = ("scheduler", "gradient_clip", "sampler", "evaluation")
+"""Their defaults are left out of every digest: what they are off, or the protocol's, a run is what it was without."""
+_NOT_OF_THE_TRIAL = ("stage", "fold", "logger", "trainer", "keep_models", "data_root", "hyperparameters")
+_EVALUATION_OPTIONS = {"check_untrained_accuracy": None, "clustering": False}
+"""What changes the figures of `evaluation`, with the value that leaves them as they are."""
 _PLACES = ("root", "csv", "archive", "download", "sources")
 """Where a dataset lies, or comes from, does not change what it is."""
 _UNNAMED_BATCH_SIZE = 32
@@ -39,6 +44,8 @@ def trial_settings(cfg: DictConfig, *, is_sweep_job: bool) -> TrialSettings:
         ConfigError: A key is missing, or a value out of range; the message names it.
     """
     values = _resolved(cfg, [str(key) for key in cfg if key not in _NOT_SETTINGS])
+    if isinstance(values.get("dataset"), dict):
+        values["dataset"].pop("download", None)  # what it says is in dataset.images.download
     if is_sweep_job and values.get("stage") == "train":
         values["stage"] = "search"
     return read(TrialSettings, values)
@@ -50,11 +57,12 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     Places of files, hardware, the choice of folds and the stage are left out; precision is not. So is where
     hyperparameters come from: their values count, and are among the loss's.
     """
-    values = {key: value for key, value in settings.items() if key not in _NOT_OF_THE_TRIAL}
-    dataset = dict(values["dataset"])
+    values = {key: value for key, value in settings.items() if key not in (*_NOT_OF_THE_TRIAL, *_OPTIONS)}
+    dataset = {key: value for key, value in values["dataset"].items() if key not in _PLACES}
     dataset["images"] = {key: value for key, value in dataset["images"].items() if key not in _PLACES}
     return {
         **values,
+        **_deviations(settings),
         "dataset": dataset,
         "trunk": _without_folders(values["trunk"]),
         "precision": settings["trainer"]["precision"],
@@ -98,11 +106,18 @@ def _benchmark(*, _root_: DictConfig) -> str:
 
 
 def _protocol_id(*, _root_: DictConfig) -> str:
-    """Names trunk, transform, embedder, optimizer and schedule; the dataset's own schedule counts as no deviation."""
-    values = _resolved(_root_, _PROTOCOL_KEYS)
+    """Names trunk, transform, embedder, optimizer, schedule, and the options that are not the protocol's.
+
+    The dataset's own schedule counts as no deviation.
+    """
+    values = _resolved(_root_, (*_PROTOCOL_KEYS, *_OPTIONS))
+    deviations = _deviations({key: values.pop(key) for key in _OPTIONS})
+    # of what is evaluated beside, only a patience that begins later changes the training
+    if deviations.pop("evaluation", {}).get("check_untrained_accuracy") is False:
+        deviations["check_untrained_accuracy"] = False
     dataset = _root_.dataset
     schedule = {k: "dataset" if k in dataset and dataset[k] == v else v for k, v in values["schedule"].items()}
-    values = {**values, "schedule": schedule, "trunk": _without_folders(values["trunk"])}
+    values = {**values, **deviations, "schedule": schedule, "trunk": _without_folders(values["trunk"])}
     return f"{PROTOCOL}-{values['trunk']['name']}-{_digest(values)}"
 
 
@@ -171,6 +186,26 @@ def _on(values: Mapping[str, Any], otherwise: Any, *, _root_: DictConfig) -> Any
     """Returns the value of the dataset's paper setting where there is one, as in `${mlrc.on:{sop:1},10}`."""
     setting = _root_.dataset.paper_setting
     return values.get(setting, otherwise)
+
+
+def _deviations(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options that are not as the protocol has them, by key."""
+    evaluation = {name: settings["evaluation"][name] for name in _EVALUATION_OPTIONS}
+    options = {
+        "scheduler": _without_nulls(settings["scheduler"]),
+        "gradient_clip": _without_nulls(settings["gradient_clip"]),
+        "sampler": {} if settings["sampler"] == _protocols_sampler() else settings["sampler"],
+        "evaluation": {name: value for name, value in evaluation.items() if value is not _EVALUATION_OPTIONS[name]},
+    }
+    return {key: value for key, value in options.items() if value}
+
+
+def _without_nulls(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _protocols_sampler() -> Any:
+    return yaml.safe_load((config_folder() / "sampler" / "m_per_class.yaml").read_text(encoding="utf-8"))
 
 
 def _resolved(cfg: DictConfig, keys: Iterable[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlrc_lightning.torchvision_import  # noqa: F401
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mlrc_lightning.augment import TrainTransform, center_crop
 from mlrc_lightning.datasets.cache import CachedImages
-from mlrc_lightning.sampling import Batch, MPerClassBatches
+from mlrc_lightning.sampling import Batch, Batches, BatchesOfEpochs
 from mlrc_lightning.splits import FoldSplit, sample_indices
 
 LabeledBatch = tuple[Tensor, Tensor]
@@ -108,11 +109,10 @@ class FoldDataModule(pl.LightningDataModule):
         pixels: The images of the first half of the classes.
         split: Which classes are trained and validated.
         transform: Crop and flip of training images.
-        samples_per_class: m of the sampler.
-        batch_size: Images of a training batch.
+        sampler: Makes the training batches of (labels, indices) of the training images; both (N,), int64.
         iterations_per_epoch: Training batches of an epoch.
         evaluation_batch_size: Images of a validation batch.
-        seed: Root of sampling and augmentation.
+        seed: Root of augmentation.
         num_workers: Processes that read images.
     """
 
@@ -121,8 +121,7 @@ class FoldDataModule(pl.LightningDataModule):
         pixels: Pixels,
         split: FoldSplit,
         transform: TrainTransform,
-        samples_per_class: int,
-        batch_size: int,
+        sampler: Callable[[NDArray[np.int64], NDArray[np.int64]], Batches],
         iterations_per_epoch: int,
         evaluation_batch_size: int,
         seed: int,
@@ -135,12 +134,10 @@ class FoldDataModule(pl.LightningDataModule):
         self._evaluation_batch_size = evaluation_batch_size
         self._num_workers = num_workers
         indices = pixels.indices(split.train)
-        self.batches = MPerClassBatches(
-            pixels.labels[indices], indices, samples_per_class, batch_size, iterations_per_epoch, seed
-        )
+        self.batches = BatchesOfEpochs(sampler(pixels.labels[indices], indices), iterations_per_epoch, seed)
 
     def train_dataloader(self) -> DataLoader[LabeledBatch]:
-        """Returns augmented m-per-class batches, labels 0 to C-1 in the order of the split."""
+        """Returns the augmented batches of the sampler, labels 0 to C-1 in the order of the split."""
         position = {label: number for number, label in enumerate(sorted(self._split.train))}
         return DataLoader(
             _TrainImages(self._pixels, self._transform, position),

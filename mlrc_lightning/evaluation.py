@@ -17,11 +17,11 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from mlrc_lightning.assembly import TrialData, build_module, build_trainer
+from mlrc_lightning.assembly import TrialData, build_module, build_trainer, clustering_seed
 from mlrc_lightning.callbacks import PARTS
 from mlrc_lightning.datamodule import Pixels, evaluation_loader
 from mlrc_lightning.errors import WeightsError
-from mlrc_lightning.metrics import METRICS, RetrievalMetrics, retrieval_metrics
+from mlrc_lightning.metrics import clustering_metrics, retrieval_metrics
 from mlrc_lightning.module import EmbeddingModule
 from mlrc_lightning.records import Accuracies, EvaluationResult, FoldResult, now
 from mlrc_lightning.schema import NUM_FOLDS, TrialSettings
@@ -64,9 +64,13 @@ def evaluate_on_test_classes(
     for fold, metrics in zip(folds, per_fold, strict=True):
         if metrics.collapsed:
             notes.append(f"fold {fold.fold}: all test embeddings lie in one point")
+    accuracies = [
+        metrics.as_dict() | _clustering(settings, embedding, labels)
+        for metrics, embedding in zip(per_fold, embeddings, strict=True)
+    ]
     concatenated = None
     if {fold.fold for fold in folds} == set(range(NUM_FOLDS)):
-        concatenated = retrieval_metrics(torch.cat(embeddings, dim=1), labels).as_dict()
+        concatenated = _accuracies(settings, torch.cat(embeddings, dim=1), labels)
     else:
         notes.append(f"concatenated embeddings need all {NUM_FOLDS} folds, found {len(folds)}")
     baselines = _baselines(settings, data.test, classes, folds, folder, notes) if settings.evaluation.baselines else {}
@@ -74,8 +78,8 @@ def evaluate_on_test_classes(
         opened_at=opened_at,
         num_queries=per_fold[0].num_queries,
         num_without_relevant=per_fold[0].num_without_relevant,
-        separated=dict(mean_accuracies([metrics.as_dict() for metrics in per_fold])),
-        separated_folds={str(f.fold): m.as_dict() for f, m in zip(folds, per_fold, strict=True)},
+        separated=dict(mean_accuracies(accuracies)),
+        separated_folds={str(fold.fold): values for fold, values in zip(folds, accuracies, strict=True)},
         concatenated=None if concatenated is None else dict(concatenated),
         baselines=baselines,
         notes=tuple(notes),
@@ -85,7 +89,7 @@ def evaluate_on_test_classes(
 def untrained_trunk_accuracies(settings: TrialSettings, data: TrialData, split: FoldSplit) -> dict[str, Any]:
     """Returns the accuracies of the trunk's features on a fold's validation classes, before any training."""
     features = _untrained_features(settings, data.trainval, split.val, split.fold, Path())
-    return dict(retrieval_metrics(features, _labels(data.trainval, split.val)).as_dict())
+    return dict(_accuracies(settings, features, _labels(data.trainval, split.val)))
 
 
 def load_module(settings: TrialSettings, fold: FoldResult, folder: Path) -> EmbeddingModule:
@@ -109,7 +113,7 @@ def load_module(settings: TrialSettings, fold: FoldResult, folder: Path) -> Embe
 
 def mean_accuracies(accuracies: Sequence[Accuracies]) -> Accuracies:
     """Returns the mean of each metric."""
-    return {name: float(np.mean([accuracy[name] for accuracy in accuracies])) for name in METRICS}
+    return {name: float(np.mean([accuracy[name] for accuracy in accuracies])) for name in accuracies[0]}
 
 
 def reduce_by_pca(features: Tensor, num_components: int) -> Tensor:
@@ -142,25 +146,34 @@ def _baselines(
     size = settings.embedder.embedding_size
     # pretrained trunks are the same in every fold, random ones are not
     trunks = folds[:1] if settings.trunk.pretrained else folds
-    found: dict[str, list[RetrievalMetrics]] = {
+    found: dict[str, list[Accuracies]] = {
         UNTRAINED_TRUNK: [],
         UNTRAINED_TRUNK_PCA: [],
         UNTRAINED_EMBEDDER: [],
     }
     for fold in trunks:
         features = _untrained_features(settings, pixels, classes, fold.fold, folder)
-        found[UNTRAINED_TRUNK].append(retrieval_metrics(features, labels))
+        found[UNTRAINED_TRUNK].append(_accuracies(settings, features, labels))
         if size <= min(features.shape):
-            found[UNTRAINED_TRUNK_PCA].append(retrieval_metrics(reduce_by_pca(features, size), labels.cpu()))
+            found[UNTRAINED_TRUNK_PCA].append(_accuracies(settings, reduce_by_pca(features, size), labels.cpu()))
     if not found[UNTRAINED_TRUNK_PCA]:
         notes.append(f"PCA to {size} needs as many test images and trunk features, found {tuple(features.shape)}")
     for fold in folds:
         module = build_module(settings, fold.fold, num_train_classes=None)
-        found[UNTRAINED_EMBEDDER].append(retrieval_metrics(_embed(module, settings, pixels, classes, folder), labels))
-    return {
-        name: dict(mean_accuracies([m.as_dict() for m in metrics])) if metrics else None
-        for name, metrics in found.items()
-    }
+        embeddings = _embed(module, settings, pixels, classes, folder)
+        found[UNTRAINED_EMBEDDER].append(_accuracies(settings, embeddings, labels))
+    return {name: dict(mean_accuracies(accuracies)) if accuracies else None for name, accuracies in found.items()}
+
+
+def _accuracies(settings: TrialSettings, embeddings: Tensor, labels: Tensor) -> Accuracies:
+    return retrieval_metrics(embeddings, labels).as_dict() | _clustering(settings, embeddings, labels)
+
+
+def _clustering(settings: TrialSettings, embeddings: Tensor, labels: Tensor) -> Accuracies:
+    """Returns NMI and AMI where they are asked for."""
+    if not settings.evaluation.clustering:
+        return {}
+    return clustering_metrics(embeddings, labels, clustering_seed(settings))
 
 
 def _untrained_features(

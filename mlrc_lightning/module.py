@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import mlrc_lightning.torchvision_import  # noqa: F401
 
@@ -15,11 +16,70 @@ from torch.optim import Optimizer
 
 from mlrc_lightning.datamodule import LabeledBatch
 from mlrc_lightning.errors import NonFiniteError
-from mlrc_lightning.metrics import RetrievalMetrics, retrieval_metrics
+from mlrc_lightning.metrics import RetrievalMetrics, clustering_metrics, retrieval_metrics
 from mlrc_lightning.models.trunk import Trunk, freeze_batchnorm
 from mlrc_lightning.objective import Objective
 
 OptimizerOf = Callable[[list[dict[str, Any]]], Optimizer]
+
+MODEL, LOSS = "model", "loss"
+GROUPS = (MODEL, LOSS)
+"""The optimizer's groups: of trunk and embedder, and of the loss's own parameters where it has any."""
+PLATEAU_METRIC = "mean_average_precision_at_r"
+
+
+class Scheduler(Protocol):
+    """What is asked of a scheduler: those of `torch.optim.lr_scheduler` have it."""
+
+    def step(self, metrics: Any = ...) -> None:
+        """Moves on by one iteration, epoch, or validation and its metric."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a resume needs."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from there."""
+        ...
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A learning-rate scheduler of one group.
+
+    Attributes:
+        interval: When it is stepped: "iteration", "epoch", or "plateau", which is after a validation, with its MAP@R.
+        scheduler: Makes it of an optimizer.
+    """
+
+    interval: str
+    scheduler: Callable[[Optimizer], Scheduler]
+
+
+class GroupOfOptimizer(Optimizer):
+    """One group of an optimizer, shown to a scheduler as an optimizer of its own: torch's schedulers set all groups.
+
+    It shares the group, so that a rate set here is the optimizer's, also after the optimizer took up another state.
+
+    Args:
+        optimizer: The one that trains.
+        position: Of the group.
+    """
+
+    _opt_called = True  # what a scheduler looks for, to warn of one that is stepped before any training
+
+    def __init__(self, optimizer: Optimizer, position: int) -> None:
+        self._optimizer, self._position = optimizer, position
+        self.defaults = optimizer.defaults
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The one group."""
+        return [self._optimizer.param_groups[self._position]]
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Does nothing: the optimizer itself steps."""
 
 
 class EmbeddingModule(pl.LightningModule):
@@ -32,6 +92,9 @@ class EmbeddingModule(pl.LightningModule):
         optimizer: Makes the optimizer of parameter groups.
         loss_optimizer: Values of the group of the loss's own parameters, over those of `optimizer`.
         frozen_batchnorm: Keep the trunk's BatchNorm in eval mode; its affine weights still train.
+        schedules: Learning-rate scheduler of a group, by `MODEL` or `LOSS`; one without parameters needs none.
+        clip_norms: Largest norm of the gradient of a group, likewise.
+        clustering_seed: Of the k-means for NMI and AMI; None: they are not computed.
     """
 
     def __init__(
@@ -42,16 +105,26 @@ class EmbeddingModule(pl.LightningModule):
         optimizer: OptimizerOf | None = None,
         loss_optimizer: Mapping[str, Any] | None = None,
         frozen_batchnorm: bool = True,
+        *,
+        schedules: Mapping[str, Schedule] | None = None,
+        clip_norms: Mapping[str, float] | None = None,
+        clustering_seed: int | None = None,
     ) -> None:
         super().__init__()
         self.trunk = trunk
         self.embedder = embedder
         self.objective = objective
         self.val_metrics: RetrievalMetrics | None = None
+        self.val_accuracies: dict[str, float] = {}
         self.train_loss = float("nan")
+        self.schedulers: dict[str, Scheduler] = {}
         self._optimizer = optimizer
         self._loss_optimizer = dict(loss_optimizer or {})
         self._frozen_batchnorm = frozen_batchnorm
+        self._schedules = dict(schedules or {})
+        self._clip_norms = dict(clip_norms or {})
+        self._clustering_seed = clustering_seed
+        self._is_validated = False
         self._loss_sum: Tensor | None = None
         self._num_losses = 0
         self._val_embeddings: list[Tensor] = []
@@ -73,11 +146,13 @@ class EmbeddingModule(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Enters training mode at the start of each epoch: Lightning itself leaves all modes as they are."""
         self.train()
+        self._is_validated = False
 
     def configure_optimizers(self) -> Optimizer:
         """Returns one optimizer with two groups: trunk and embedder; the loss's own parameters.
 
-        Its update is per parameter, so that groups are the same as the original's three optimizers.
+        Its update is per parameter, so that groups are the same as the original's three optimizers. Schedulers and
+        clipping are a group's own. The schedulers are stepped here and not by Lightning, which takes none of a group.
         """
         assert self._optimizer is not None
         assert self.objective is not None
@@ -86,7 +161,28 @@ class EmbeddingModule(pl.LightningModule):
         of_loss = [p for p in self.objective.parameters() if p.requires_grad]
         if of_loss:
             groups.append({"params": of_loss, **self._loss_optimizer})
-        return self._optimizer(groups)
+        optimizer = self._optimizer(groups)
+        self.schedulers = {
+            name: self._schedules[name].scheduler(GroupOfOptimizer(optimizer, position))
+            for position, name in enumerate(GROUPS[: len(groups)])
+            if name in self._schedules
+        }
+        return optimizer
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Limits the norm of each group's gradient where asked to; called by Lightning before each step."""
+        for name, group in zip(GROUPS, optimizer.param_groups, strict=False):
+            if name in self._clip_norms:
+                nn.utils.clip_grad_norm_(group["params"], self._clip_norms[name])
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Steps the schedulers by iteration."""
+        self._step_schedulers("iteration")
 
     def training_step(self, batch: LabeledBatch, batch_index: int) -> Tensor:
         """Returns the loss of one batch; its mean is taken once an epoch, without waiting for the device."""
@@ -99,7 +195,7 @@ class EmbeddingModule(pl.LightningModule):
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Reads the mean loss, and ends a training that diverged.
+        """Reads the mean loss, ends a training that diverged, and steps the schedulers by epoch and plateau.
 
         Raises:
             NonFiniteError: A loss of this epoch, or a weight after it, is NaN or infinite.
@@ -113,6 +209,9 @@ class EmbeddingModule(pl.LightningModule):
                 f"Training diverged in epoch {self.current_epoch + 1}: mean loss {self.train_loss}, weights"
                 f" {'finite' if weights_are_finite else 'not finite'}. Lower the learning rates, or leave this setting."
             )
+        self._step_schedulers("epoch")
+        if self._is_validated:
+            self._step_schedulers("plateau", self.val_accuracies[PLATEAU_METRIC])
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the embeddings of the validation before."""
@@ -126,11 +225,21 @@ class EmbeddingModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Computes the accuracies of all validation images; they query each other."""
-        self.val_metrics = retrieval_metrics(torch.cat(self._val_embeddings), torch.cat(self._val_labels))
+        embeddings, labels = torch.cat(self._val_embeddings), torch.cat(self._val_labels)
         self._val_embeddings, self._val_labels = [], []
-        self.log_dict({f"val/{name}": value for name, value in self.val_metrics.as_dict().items()})
+        self.val_metrics = retrieval_metrics(embeddings, labels)
+        self.val_accuracies = self.val_metrics.as_dict()
+        if self._clustering_seed is not None:
+            self.val_accuracies |= clustering_metrics(embeddings, labels, self._clustering_seed)
+        self._is_validated = True
+        self.log_dict({f"val/{name}": value for name, value in self.val_accuracies.items()})
 
     def predict_step(self, batch: LabeledBatch, batch_index: int = 0) -> Tensor:
         """Embeds one batch; (B, E)."""
         embeddings: Tensor = self(batch[0])
         return embeddings
+
+    def _step_schedulers(self, interval: str, *metric: float) -> None:
+        for name, scheduler in self.schedulers.items():
+            if self._schedules[name].interval == interval:
+                scheduler.step(*metric)

@@ -23,7 +23,7 @@ def prepare(overrides: Sequence[str]) -> str:
     """Prepares the dataset of a configuration, both halves of it.
 
     Args:
-        overrides: As for train.py: `dataset=cub200 dataset.images.download=true`.
+        overrides: As for train.py: `dataset=cub200 dataset.download=true`.
 
     Returns:
         What is there now, in a sentence.

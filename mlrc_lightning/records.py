@@ -22,7 +22,7 @@ T = TypeVar("T")
 SCHEMA_VERSION = 1
 RECORD_FILE = "record.json"
 Accuracies = dict[str, float]
-"""precision_at_1, r_precision, mean_average_precision_at_r, as fractions in [0, 1]."""
+"""precision_at_1, r_precision, mean_average_precision_at_r, as fractions in [0, 1]; on request NMI and AMI."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class FoldResult:
         num_val_without_relevant: Validation images alone in their class.
         selected_epoch: Epoch of the model that is kept and tested.
         val: Its accuracies on the validation classes.
-        beats_untrained: Whether its MAP@R is above the untrained model's.
+        beats_untrained: Whether its MAP@R is above the untrained model's; None where that was not evaluated.
         untrained_trunk_val: Accuracies of the trunk's features before training; None where not asked for.
-        epochs: All epochs, 0 first.
+        epochs: All epochs, 0 first where the untrained model was evaluated.
         stopped_because: Patience or the last epoch.
         weights: Files of trunk and embedder, relative to the trial's folder; empty where not kept.
         seconds: Wall time.
@@ -75,7 +75,7 @@ class FoldResult:
     num_val_without_relevant: int
     selected_epoch: int
     val: dict[str, Any]
-    beats_untrained: bool
+    beats_untrained: bool | None
     untrained_trunk_val: dict[str, Any] | None
     epochs: tuple[EpochResult, ...]
     stopped_because: str

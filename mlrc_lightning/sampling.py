@@ -1,15 +1,13 @@
-"""Which images make a batch: m images of each class, as the protocol's sampler draws them."""
+"""Which images make a batch: m images of each class, as the protocol's sampler draws them, or as your own does."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
-
-LENGTH_BEFORE_NEW_LIST = 100_000
-"""Images drawn before the sampler starts a new list (PROTOCOL.md section 1.4)."""
 
 _REMEMBERED_PASSES = 64
 
@@ -17,49 +15,36 @@ Batch = list[tuple[int, int]]
 """(dataset index, seed of the image's augmentation), one pair an image."""
 
 
-class MPerClassBatches(Sampler[Batch]):
-    """Batches of m images per class: all classes in random order, m random images of each, cut into batches.
+class Batches(Protocol):
+    """What a sampler of the configuration (`sampler._target_`) must do; it may be any class.
 
-    Batches are consecutive slices of one long list of passes over all classes, so that a batch may straddle two
-    passes and hold a class twice; with fewer classes than batch_size / m it always does. Within a class the images
-    of one draw differ, unless the class has fewer than m. The list ends after `LENGTH_BEFORE_NEW_LIST` images,
-    rounded down to whole passes; its last, incomplete batch is dropped.
-
-    Batch number i is a function of (seed, i), whatever was drawn before: a resumed training goes on with exactly
-    the batches it would have seen, however many processes read images.
-
-    Args:
-        labels: Class of each image; (N,), int64.
-        indices: Dataset index of each image; (N,), int64.
-        samples_per_class: m.
-        batch_size: Images of a batch.
-        batches_per_epoch: Batches of one iteration over the sampler.
-        seed: Root of this sampler's random numbers.
-
-    Source: pytorch-metric-learning, MPerClassSampler(batch_size=None); PROTOCOL.md section 1.4.
+    It is built once a fold as `Class(labels, indices, **arguments)` for the training images: their classes (N,) and
+    dataset indices (N,), int64, and the arguments of its YAML, where `<samples_per_class>`, `<batch_size>` and
+    `<seed>` are filled in.
     """
 
-    def __init__(
-        self,
-        labels: NDArray[np.int64],
-        indices: NDArray[np.int64],
-        samples_per_class: int,
-        batch_size: int,
-        batches_per_epoch: int,
-        seed: int,
-    ) -> None:
-        by_class = np.argsort(labels, kind="stable")
-        borders = np.flatnonzero(np.diff(labels[by_class])) + 1
-        self._members = np.split(indices[by_class], borders)
-        self._samples_per_class = samples_per_class
-        self._batch_size = batch_size
+    def batch(self, number: int) -> NDArray[np.int64]:
+        """Returns the dataset indices of batch `number`, counted from 0 at the start of training; (B,), int64.
+
+        A function of (seed, number) alone, whatever was asked before, so that a resumed training sees the batches
+        of the uninterrupted one.
+        """
+        ...
+
+
+class BatchesOfEpochs(Sampler[Batch]):
+    """The batches of one epoch after the other, each image with the seed of its augmentation.
+
+    Args:
+        batches: Which images.
+        batches_per_epoch: Batches of one iteration over this sampler.
+        seed: Root of the augmentations' random numbers.
+    """
+
+    def __init__(self, batches: Batches, batches_per_epoch: int, seed: int) -> None:
+        self.batches = batches
         self._batches_per_epoch = batches_per_epoch
         self._seed = seed
-        pass_length = samples_per_class * len(self._members)
-        self._num_passes = max(1, LENGTH_BEFORE_NEW_LIST // pass_length)
-        self._batches_per_list = self._num_passes * pass_length // batch_size
-        self._pass_length = pass_length
-        self._passes: dict[tuple[int, int], NDArray[np.int64]] = {}
         self.first_epoch = 0
         self._epoch = 0
 
@@ -79,13 +64,61 @@ class MPerClassBatches(Sampler[Batch]):
 
     def batch(self, number: int) -> Batch:
         """Returns batch `number`, counted from the start of training."""
+        chosen = np.asarray(self.batches.batch(number))
+        seeds = np.random.default_rng([self._seed, 1, number]).integers(0, 2**63, size=len(chosen))
+        return list(zip(chosen.tolist(), seeds.tolist(), strict=True))
+
+
+class MPerClassBatches:
+    """Batches of m images per class: all classes in random order, m random images of each, cut into batches.
+
+    Batches are consecutive slices of one long list of passes over all classes, so that a batch may straddle two
+    passes and hold a class twice; with fewer classes than batch_size / m it always does. Within a class the images
+    of one draw differ, unless the class has fewer than m. The list ends after `length_before_new_list` images,
+    rounded down to whole passes; its last, incomplete batch is dropped.
+
+    Batch number i is a function of (seed, i), whatever was drawn before: a resumed training goes on with exactly
+    the batches it would have seen, however many processes read images.
+
+    Args:
+        labels: Class of each image; (N,), int64.
+        indices: Dataset index of each image; (N,), int64.
+        samples_per_class: m.
+        batch_size: Images of a batch.
+        seed: Root of this sampler's random numbers.
+        length_before_new_list: Images of a list.
+
+    Source: pytorch-metric-learning, MPerClassSampler(batch_size=None); PROTOCOL.md section 1.4.
+    """
+
+    def __init__(
+        self,
+        labels: NDArray[np.int64],
+        indices: NDArray[np.int64],
+        samples_per_class: int,
+        batch_size: int,
+        seed: int,
+        length_before_new_list: int,
+    ) -> None:
+        by_class = np.argsort(labels, kind="stable")
+        borders = np.flatnonzero(np.diff(labels[by_class])) + 1
+        self._members = np.split(indices[by_class], borders)
+        self._samples_per_class = samples_per_class
+        self._batch_size = batch_size
+        self._seed = seed
+        pass_length = samples_per_class * len(self._members)
+        self._num_passes = max(1, length_before_new_list // pass_length)
+        self._batches_per_list = self._num_passes * pass_length // batch_size
+        self._pass_length = pass_length
+        self._passes: dict[tuple[int, int], NDArray[np.int64]] = {}
+
+    def batch(self, number: int) -> NDArray[np.int64]:
+        """Returns the dataset indices of batch `number`, counted from the start of training; (batch_size,), int64."""
         list_number, position = divmod(number, self._batches_per_list)
         start = position * self._batch_size
         first_pass, last_pass = start // self._pass_length, (start + self._batch_size - 1) // self._pass_length
         drawn = np.concatenate([self._draw_pass(list_number, p) for p in range(first_pass, last_pass + 1)])
-        chosen = drawn[start - first_pass * self._pass_length :][: self._batch_size]
-        seeds = np.random.default_rng([self._seed, 1, number]).integers(0, 2**63, size=len(chosen))
-        return list(zip(chosen.tolist(), seeds.tolist(), strict=True))
+        return drawn[start - first_pass * self._pass_length :][: self._batch_size]
 
     def _draw_pass(self, list_number: int, pass_number: int) -> NDArray[np.int64]:
         """Returns m images of every class, the classes in random order; the last few passes are remembered."""

@@ -24,6 +24,8 @@ NUM_FOLDS = 4
 ALL_FOLDS = "all"
 STAGES = ("train", "search")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+INTERVALS = ("iteration", "epoch", "plateau")
+"""When a scheduler is stepped: after a batch, after an epoch, or after a validation, with its MAP@R."""
 Target = dict[str, Any]
 """A `_target_` with its arguments: the open part of the configuration, checked by the class it names."""
 
@@ -151,11 +153,53 @@ class ScheduleSettings:
 
 
 @dataclass(frozen=True)
+class SchedulerSettings:
+    """Learning-rate schedulers: of trunk and embedder, and of the loss's own parameters; None: constant rates.
+
+    Each is a class of `torch.optim.lr_scheduler` with its arguments, and `interval`: when it is stepped.
+    """
+
+    model: Target | None
+    loss: Target | None
+
+    def __post_init__(self) -> None:
+        for name in ("model", "loss"):
+            target = getattr(self, name)
+            if target is not None:
+                _require_target(f"scheduler.{name}", target)
+                _require_one_of(f"scheduler.{name}.interval", INTERVALS, str(target.get("interval")))
+
+
+@dataclass(frozen=True)
+class GradientClipSettings:
+    """Largest norm of the gradient of trunk and embedder, and of the loss's own parameters; None: no limit."""
+
+    model: float | None
+    loss: float | None
+
+    def __post_init__(self) -> None:
+        for name in ("model", "loss"):
+            norm = getattr(self, name)
+            _require(norm is None or norm > 0, f"gradient_clip.{name}", "a number > 0, or null for no limit", norm)
+
+
+@dataclass(frozen=True)
 class EvaluationSettings:
-    """How embeddings are extracted, and what is evaluated beside the trained models."""
+    """How embeddings are extracted, and what is evaluated beside the trained models.
+
+    Attributes:
+        batch_size: Images of a batch.
+        baselines: Whether the test shows the untrained models as well.
+        check_untrained_accuracy: Whether validation begins before training, with the trunk alone and with the random
+            embedder, which is epoch 0 of patience (section 1.3). None: epoch 0 always, the trunk alone only where
+            baselines are shown.
+        clustering: Whether NMI and AMI are computed beside the accuracies (section 1.7).
+    """
 
     batch_size: int
     baselines: bool
+    check_untrained_accuracy: bool | None
+    clustering: bool
 
     def __post_init__(self) -> None:
         _require(self.batch_size >= 1, "evaluation.batch_size", ">= 1", self.batch_size)
@@ -194,8 +238,12 @@ class TrialSettings:
     transform: TransformSettings
     embedder: EmbedderSettings
     optimizer: Target
+    scheduler: SchedulerSettings
+    gradient_clip: GradientClipSettings
+    sampler: Target
     schedule: ScheduleSettings
     evaluation: EvaluationSettings
+    logger: Target | None
     trainer: TrainerSettings
     keep_models: bool | None
     data_root: str
@@ -203,6 +251,9 @@ class TrialSettings:
     def __post_init__(self) -> None:
         _require_one_of("stage", STAGES, self.stage)
         _require_target("optimizer", self.optimizer)
+        _require_target("sampler", self.sampler)
+        if self.logger is not None:
+            _require_target("logger", self.logger)
         _require(self.seed >= 0, "seed", ">= 0", self.seed)
         allowed = f"{ALL_FOLDS}, one of 0 to {NUM_FOLDS - 1}, or a list of different ones"
         is_allowed = len(self.folds) == len(set(self.folds)) > 0 and set(self.folds) <= set(range(NUM_FOLDS))

@@ -13,6 +13,7 @@ class Selection:
     """Follows the validation score of one training.
 
     Epoch 0, the untrained model, counts for patience, but is never the selected model: what is tested was trained.
+    Where the untrained model is not evaluated, patience begins with the first validation of a trained one.
     A score must be strictly higher to be the new best.
 
     Args:

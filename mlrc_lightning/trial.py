@@ -9,8 +9,8 @@ import logging
 import time
 from pathlib import Path
 
-from mlrc_lightning.assembly import TrialData, build_datamodule, build_module, build_trainer
-from mlrc_lightning.callbacks import PRIMARY_METRIC, FoldCheckpoint, FoldProgress
+from mlrc_lightning.assembly import TrialData, build_datamodule, build_logger, build_module, build_trainer
+from mlrc_lightning.callbacks import PRIMARY_METRIC, EpochLog, FoldCheckpoint, FoldProgress
 from mlrc_lightning.config import identity
 from mlrc_lightning.environment import environment
 from mlrc_lightning.errors import RecordError
@@ -30,7 +30,7 @@ from mlrc_lightning.records import (
     write_json,
 )
 from mlrc_lightning.schema import TrialSettings, leaves
-from mlrc_lightning.selection import Selection
+from mlrc_lightning.selection import UNTRAINED_EPOCH, Selection
 from mlrc_lightning.splits import FoldSplit, sample_indices
 
 log = logging.getLogger(__name__)
@@ -119,11 +119,12 @@ def _run_fold(settings: TrialSettings, data: TrialData, fold: int, folder: Path)
     module = build_module(settings, fold, len(split.train))
     datamodule = build_datamodule(settings, data, split)
     progress = FoldProgress(fold, settings.folds, schedule.max_epochs)
-    checkpoint = FoldCheckpoint(fold_folder, schedule.save_interval, Selection(schedule.patience), progress)
+    epoch_log = EpochLog(build_logger(settings, fold_folder / "logs"))
+    checkpoint = FoldCheckpoint(fold_folder, schedule.save_interval, Selection(schedule.patience), progress, epoch_log)
     try:
         if checkpoint.resume(module):
             log.info("fold %d goes on after epoch %d", fold, checkpoint.first_epoch)
-        else:
+        elif settings.evaluation.check_untrained_accuracy is not False:
             evaluator = build_trainer(settings, fold_folder, enable_checkpointing=False)
             evaluator.validate(module, datamodule, verbose=False)
             checkpoint.untrained(module, time.monotonic() - began)
@@ -139,6 +140,7 @@ def _run_fold(settings: TrialSettings, data: TrialData, fold: int, folder: Path)
             trainer.fit(module, datamodule)
     finally:
         progress.close()
+        epoch_log.close()
     result = _fold_result(settings, data, split, checkpoint, time.monotonic() - began)
     write_json(fold_folder / _FOLD_FILE, result)
     checkpoint.remove_resume_state()
@@ -157,10 +159,10 @@ def _fold_result(
 ) -> FoldResult:
     selection, history = checkpoint.selection, checkpoint.history
     selected = next(epoch for epoch in history if epoch.epoch == selection.selected_epoch)
-    untrained = history[0]
+    untrained = history[0] if history[0].epoch == UNTRAINED_EPOCH else None
     assert selected.val is not None
-    assert untrained.val is not None
-    wants_baselines = settings.evaluation.baselines and settings.opens_test_classes
+    asked = settings.evaluation.check_untrained_accuracy
+    wants_untrained_trunk = settings.evaluation.baselines and settings.opens_test_classes if asked is None else asked
     num_val = {label: int((data.images.labels == label).sum()) for label in split.val}
     lonely = sum(count for count in num_val.values() if count == 1)
     return FoldResult(
@@ -173,8 +175,10 @@ def _fold_result(
         num_val_without_relevant=lonely,
         selected_epoch=selected.epoch,
         val=selected.val,
-        beats_untrained=selected.val[PRIMARY_METRIC] > untrained.val[PRIMARY_METRIC],
-        untrained_trunk_val=untrained_trunk_accuracies(settings, data, split) if wants_baselines else None,
+        beats_untrained=None
+        if untrained is None or untrained.val is None
+        else selected.val[PRIMARY_METRIC] > untrained.val[PRIMARY_METRIC],
+        untrained_trunk_val=untrained_trunk_accuracies(settings, data, split) if wants_untrained_trunk else None,
         epochs=tuple(history),
         stopped_because="patience" if selection.should_stop(history[-1].epoch) else "last epoch",
         weights={part: f"fold_{split.fold}/{path.name}" for part, path in checkpoint.weights.items()}

@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 from pytorch_metric_learning.samplers import MPerClassSampler
 
-from mlrc_lightning.sampling import LENGTH_BEFORE_NEW_LIST, MPerClassBatches
+from mlrc_lightning.sampling import BatchesOfEpochs, MPerClassBatches
+
+LENGTH = 100_000  # PROTOCOL.md section 1.4
 
 
 def sampler(num_classes=10, per_class=6, m=4, batch_size=32, batches=5, seed=0):
     labels = np.repeat(np.arange(num_classes, dtype=np.int64), per_class)
-    return MPerClassBatches(labels, np.arange(len(labels)) + 1000, m, batch_size, batches, seed), labels
+    images = MPerClassBatches(labels, np.arange(len(labels)) + 1000, m, batch_size, seed, LENGTH)
+    return BatchesOfEpochs(images, batches, seed), labels
 
 
 def chosen(batches, labels, count):
@@ -82,8 +85,8 @@ def test_epochs_follow_each_other_and_can_start_anywhere():
 @pytest.mark.parametrize(("num_classes", "m", "batch_size"), [(75, 4, 32), (75, 1, 32), (74, 4, 256), (8488, 4, 32)])
 def test_a_list_is_as_long_as_pytorch_metric_learnings(num_classes, m, batch_size):
     labels = np.repeat(np.arange(num_classes), 5)
-    theirs = len(MPerClassSampler(labels, m, length_before_new_iter=LENGTH_BEFORE_NEW_LIST)) // batch_size
-    ours = MPerClassBatches(labels, np.arange(len(labels)), m, batch_size, 100, 0)
+    theirs = len(MPerClassSampler(labels, m, length_before_new_iter=LENGTH)) // batch_size
+    ours = MPerClassBatches(labels, np.arange(len(labels)), m, batch_size, 0, LENGTH)
     # the first batch of the second list is the first time that an unfinished pass may be cut
     assert ours._batches_per_list == theirs
 

@@ -48,7 +48,7 @@ class Cars196(ImageFiles):
         if found is None:
             raise DatasetError(
                 f"{NAME}: expected in {root} {'; or '.join(' and '.join(layout.files) for layout in _LAYOUTS)}."
-                f" Found none of them complete. Download it: {_PREPARE} dataset.images.download=true;"
+                f" Found none of them complete. Download it: {_PREPARE} dataset.download=true;"
                 f" or put car_ims.tgz and cars_annos.mat there and run: {_PREPARE}"
             )
         folder, layout = found

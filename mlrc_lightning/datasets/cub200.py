@@ -40,7 +40,7 @@ class CUB200(ImageFolder):
         if folder is None:
             raise DatasetError(
                 f"{NAME}: expected the folder CUB_200_2011/images in {root}, found none. Download it:"
-                f" {_PREPARE} dataset.images.download=true; or put CUB_200_2011.tgz there and run: {_PREPARE}"
+                f" {_PREPARE} dataset.download=true; or put CUB_200_2011.tgz there and run: {_PREPARE}"
             )
         super().__init__(str(folder))
         to_do = f"Remove {folder} and extract CUB_200_2011.tgz again."

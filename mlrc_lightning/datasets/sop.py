@@ -40,7 +40,7 @@ class StanfordOnlineProducts(ImageFiles):
         if folder is None:
             raise DatasetError(
                 f"{NAME}: expected {' and '.join(_INDEXES)} in {Path(root) / _FOLDERS[0]}, found at most one of them."
-                f" Download it: {_PREPARE} dataset.images.download=true;"
+                f" Download it: {_PREPARE} dataset.download=true;"
                 f" or put Stanford_Online_Products.zip into {root} and run: {_PREPARE}"
             )
         paths: list[Path] = []

@@ -1,5 +1,6 @@
-"""Exact retrieval metrics: Precision@1, R-Precision and MAP@R."""
+"""Exact retrieval metrics: Precision@1, R-Precision and MAP@R; on request NMI and AMI."""
 
+from mlrc_lightning.metrics.clustering import CLUSTERING_METRICS, clustering_metrics
 from mlrc_lightning.metrics.functional import (
     average_precision_at_r,
     precision_at_1,
@@ -8,9 +9,11 @@ from mlrc_lightning.metrics.functional import (
 from mlrc_lightning.metrics.retrieval import METRICS, RetrievalMetrics, retrieval_metrics
 
 __all__ = [
+    "CLUSTERING_METRICS",
     "METRICS",
     "RetrievalMetrics",
     "average_precision_at_r",
+    "clustering_metrics",
     "precision_at_1",
     "r_precision",
     "retrieval_metrics",

@@ -72,7 +72,7 @@ def test_a_file_too_many_is_named(tmp_path):
 
 
 def test_an_empty_folder_says_how_to_get_it(tmp_path):
-    with pytest.raises(DatasetError, match="found none. Download it: .* dataset.images.download=true; or put CUB_200_"):
+    with pytest.raises(DatasetError, match="found none. Download it: .* dataset.download=true; or put CUB_200_"):
         CUB200(str(tmp_path))
 
 
@@ -89,7 +89,7 @@ def served(tmp_path, local_server):
     file = f"name: CUB_200_2011.tgz, urls: ['{local_server.url}/CUB_200_2011.tgz']"
     md5 = hashlib.md5(content).hexdigest()
     overrides = [
-        "dataset=cub200", "dataset.images.download=true", f"dataset.images.sources=[[{{{file}, md5: '{md5}'}}]]",
+        "dataset=cub200", "dataset.download=true", f"dataset.images.sources=[[{{{file}, md5: '{md5}'}}]]",
         f"data_root={tmp_path / 'data'}", "trainer=cpu", "trunk.pretrained=false", "transform.resize=40",
         "transform.crop=36", "schedule.max_epochs=2", "schedule.iterations_per_epoch=2", "evaluation.baselines=false",
     ]  # fmt: skip
@@ -136,7 +136,7 @@ def test_training_with_download_goes_from_the_archive_to_a_record(served, compos
 def test_downloading_makes_no_other_cache(served):
     overrides, data_root = served
     prepare(overrides)
-    prepare([*overrides, "dataset.images.download=false"])
+    prepare([*overrides, "dataset.download=false"])
     assert len(list(data_root.glob("cache/cub200/*"))) == 1
 
 

@@ -50,6 +50,6 @@ def test_every_source_is_one_that_can_be_read_and_every_known_digest_is_given(co
 def test_without_its_data_it_says_how_to_get_it_and_leaves_nothing_behind(compose_config, tmp_path, name):
     cfg = compose_config(f"dataset={name}", f"data_root={tmp_path}")
     settings = trial_settings(cfg, is_sweep_job=False)
-    with pytest.raises(DatasetError, match=f"prepare dataset={name} dataset.images.download=true; or put "):
+    with pytest.raises(DatasetError, match=f"prepare dataset={name} dataset.download=true; or put "):
         build(settings.dataset.images, "dataset.images")
     assert not list(tmp_path.iterdir())
