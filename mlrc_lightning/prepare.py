@@ -15,26 +15,31 @@ from hydra.utils import get_class
 
 from mlrc_lightning.assembly import TrialData, build
 from mlrc_lightning.config import config_folder, register_resolvers, trial_settings
+from mlrc_lightning.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
 
-def prepare(overrides: Sequence[str]) -> str:
+def prepare(overrides: Sequence[str], config_dir: Path | None = None) -> str:
     """Prepares the dataset of a configuration, both halves of it.
 
     Args:
         overrides: As for train.py: `dataset=cub200 dataset.download=true`.
+        config_dir: A folder of the user's own YAML files, as train.py's `--config-dir`.
 
     Returns:
         What is there now, in a sentence.
 
     Raises:
-        MlrcError: The dataset is missing, incomplete or broken.
+        MlrcError: The dataset is missing, incomplete or broken, or there is no such `config_dir`.
     """
+    if config_dir is not None and not config_dir.is_dir():
+        raise ConfigError(f"--config-dir {config_dir}: expected a folder of YAML files, found none.")
     register_resolvers()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         # preparing needs no trunk, and must not ask for the name of one
-        cfg = compose("train", ["trunk=small_cnn", *overrides])
+        own = [] if config_dir is None else [f"hydra.searchpath=[file://{config_dir.resolve()}]"]
+        cfg = compose("train", [*own, "trunk=small_cnn", *overrides])
     settings = trial_settings(cfg, is_sweep_job=False)
     target = settings.dataset.images
     if hasattr(get_class(target["_target_"]), "prepare"):

@@ -143,7 +143,7 @@ def test_a_fold_killed_after_a_validation_ends_as_the_whole_one_with_its_schedul
     settings, tmp_path, monkeypatch, scheduler
 ):
     s = settings(
-        *QUICK, *SCHEDULERS[scheduler], "logger=csv", "fold=0", "schedule.max_epochs=4", "schedule.save_interval=2",
+        *QUICK, *SCHEDULERS[scheduler], "logger=csv", "fold=0", "schedule.max_epochs=6", "schedule.save_interval=2",
         "schedule.patience=null", "gradient_clip.model=0.01", "optimizer.lr=0.001",
     )  # fmt: skip
     whole = run_trial(s, tmp_path / "whole")
@@ -151,15 +151,15 @@ def test_a_fold_killed_after_a_validation_ends_as_the_whole_one_with_its_schedul
     assert len(set(rates)) > 1, "the scheduler must matter"
     end = FoldCheckpoint.on_train_epoch_end
 
-    def die_in_the_third_epoch(self, trainer, pl_module):
+    def die_in_the_fifth_epoch(self, trainer, pl_module):
         end(self, trainer, pl_module)
-        if self.history[-1].epoch == 3:
+        if self.history[-1].epoch == 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(FoldCheckpoint, "on_train_epoch_end", die_in_the_third_epoch)
+    monkeypatch.setattr(FoldCheckpoint, "on_train_epoch_end", die_in_the_fifth_epoch)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         run_trial(s, tmp_path / "killed")
-    assert [row["step"] for row in log_of(tmp_path / "killed")] == [0, 1, 2, 3]
+    assert [row["step"] for row in log_of(tmp_path / "killed")] == [0, 1, 2, 3, 4, 5]
     monkeypatch.setattr(FoldCheckpoint, "on_train_epoch_end", end)
     torch.manual_seed(1234)
     resumed = run_trial(s, tmp_path / "killed")
