@@ -186,6 +186,18 @@ def test_a_bad_option_is_named_with_what_was_expected(settings, overrides, messa
         settings(*overrides)
 
 
+@pytest.mark.parametrize(("name", "argument"), [
+    ("step", "step_size"), ("cosine", "T_max"), ("warmup", "total_iters"), ("plateau", "patience"),
+])  # fmt: skip
+def test_every_scheduler_of_the_group_builds_and_takes_another_value_for_one_optimizer(settings, name, argument):
+    s = settings(f"scheduler={name}", f"scheduler.loss.{argument}=7")
+    assert s.scheduler.loss[argument] == 7
+    assert s.scheduler.model == settings(f"scheduler={name}").scheduler.loss != s.scheduler.loss
+    built = build_module(s, 0, 8)
+    built.configure_optimizers()
+    assert [getattr(built.schedulers[group], argument) for group in (MODEL, LOSS)] == [s.scheduler.model[argument], 7]
+
+
 def test_a_misspelt_argument_of_a_scheduler_is_refused(settings):
     with pytest.raises(ConfigError, match="scheduler.model: cannot build torch.optim.lr_scheduler.StepLR.*gama"):
         build_module(settings("scheduler=step", "+scheduler.model.gama=1"), 0, 8).configure_optimizers()
