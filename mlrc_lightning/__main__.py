@@ -1,4 +1,4 @@
-"""Everything beside training: python -m mlrc_lightning prepare | show | status | reproduce | export-original."""
+"""Everything beside training: python -m mlrc_lightning prepare | show | status | reproduce | export-original | figure."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mlrc_lightning.command_line import run
 from mlrc_lightning.errors import ConfigError
+from mlrc_lightning.figures import NAMES
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -29,6 +30,10 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export-original", help="write a trial's models as trunk_best.pth, embedder_best.pth")
     export.add_argument("run", type=Path, help="folder of a finished trial with trunk=bn_inception")
     export.add_argument("folder", type=Path, help="gets Test50_50_Partitions4_<fold>/saved_models/")
+    figure = commands.add_parser("figure", help="draw stored results as PNG, SVG and HTML into OUTPUTS/figures")
+    figure.add_argument("names", nargs="+", choices=["all", *NAMES], metavar="NAME", help=f"all, {', '.join(NAMES)}")
+    figure.add_argument("--outputs", type=Path, default=Path("outputs"), help="results below it")
+    figure.add_argument("--format", choices=["png", "svg", "html", "all"], default="all")
     return parser
 
 
@@ -58,6 +63,11 @@ def main(arguments: list[str] | None = None) -> None:
             from mlrc_lightning.original import export_original
 
             print("\n".join(map(str, export_original(parsed.run, parsed.folder))))
+        elif parsed.command == "figure":
+            from mlrc_lightning.draw import draw
+
+            for path in draw(parsed.names, parsed.outputs, parsed.format):
+                print(path)
         else:
             from mlrc_lightning.records import RECORD_FILE, TrialRecord, read_json
             from mlrc_lightning.tables.trial import render_trial

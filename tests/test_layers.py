@@ -11,16 +11,16 @@ ROOT = Path(__file__).parents[1]
 # within a layer, a module may import those named before it
 LAYERS = [
     ["errors", "schema"],
-    ["splits", "selection", "reference", "search_spaces", "optima", "environment", "records", "tables"],
-    ["torchvision_import", "distributed", "metrics", "datasets", "augment", "sampling", "models"],
+    ["splits", "selection", "reference", "search_spaces", "optima", "environment", "records", "tables", "figures"],
+    ["torchvision_import", "distributed", "metrics", "datasets", "augment", "sampling", "models", "figure_inputs"],
     ["losses", "objective", "datamodule", "module", "callbacks"],
     ["config", "assembly", "evaluation", "trial"],
-    ["command_line", "original_configs", "original", "prepare", "__main__", "train"],
+    ["command_line", "original_configs", "original", "prepare", "draw", "__main__", "train"],
 ]
 RANK = {name: number for number, name in enumerate(name for names in LAYERS for name in names)}
 # modules that stay importable without torch, Lightning or Ax
 LIGHT = ["errors", "schema", "splits", "selection", "records", "environment", "search_spaces", "optima", "tables.trial"]
-LIGHT += ["config", "command_line", "original_configs"]
+LIGHT += ["config", "command_line", "original_configs", "figures", "__main__"]
 
 
 def imports_of(path):

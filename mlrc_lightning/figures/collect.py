@@ -1,0 +1,571 @@
+"""Finds what each figure shows among results and reference data, and says in words what it shows or lacks."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+
+from mlrc_lightning.errors import RecordError
+from mlrc_lightning.figures import NAMES
+from mlrc_lightning.figures.comparison import PairwiseTest, pairwise_heat_map
+from mlrc_lightning.figures.reality import (
+    OURS_128,
+    OURS_512,
+    PAPER_128,
+    PAPER_512,
+    PAPERS,
+    Bar,
+    Column,
+    accuracy_over_years,
+    mean_improvement,
+    relative_improvements,
+)
+from mlrc_lightning.figures.retrieval import NeighborSheet, neighbor_sheet, projection
+from mlrc_lightning.figures.search import TrialPoint, best_so_far, optimisation
+from mlrc_lightning.figures.toy import SCORES, ToyEmbedding, toy_embeddings
+from mlrc_lightning.figures.training import learning_curves
+from mlrc_lightning.records import RECORD_FILE, TrialRecord, read_json
+from mlrc_lightning.reference import rows
+
+FOLDER = "figures"
+"""Of the figures, below the folder of results; nothing in it is read as a result."""
+TOY_FILE = Path(FOLDER) / "inputs" / "toy.npz"
+PROJECTION_FILE = "projection_test.npz"
+NEIGHBORS_FILE = "neighbors_test.npz"
+PAIRWISE_FILE = "pairwise_tests.csv"
+
+DATASETS = {"cub200": "CUB200", "cars196": "Cars196", "sop": "SOP"}
+AXES = {"precision_at_1": "Precision@1 (%)", "mean_average_precision_at_r": "MAP@R (%)"}
+SOURCES = {"search": "our search's best settings", "paper": "the paper's settings", "given": "given settings"}
+BASELINES = ("Contrastive", "Triplet")
+NOT_AVERAGED = (*BASELINES, "FastAP")
+"""Left out of Figure 3's means: both baselines, and FastAP, PROTOCOL.md section 8."""
+UNTRAINED = "untrained"
+"""The loss of a run without training, which has no place among losses by year."""
+_REPRODUCE = "python train.py -m stage=reproduce"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure with its name and words.
+
+    Attributes:
+        path: Below the folder of figures, without suffix.
+        title: One line.
+        description: What it shows, in words and numbers.
+        figure: To be saved.
+    """
+
+    path: PurePosixPath
+    title: str
+    description: str
+    figure: Figure
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """Why a figure, or a part of it, is not drawn, and what to do."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A mean over runs, in per cent, with the half width of its 95 % t-interval; None for fewer than two runs."""
+
+    mean: float
+    half_width: float | None
+    num_runs: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All reproductions of one protocol from one source of hyperparameters.
+
+    Attributes:
+        protocol: Name and hash.
+        source: search, paper or given.
+        accuracies: By benchmark, loss (its name in the paper), embedding and metric.
+    """
+
+    protocol: str
+    source: str
+    accuracies: Mapping[tuple[str, str, str, str], Accuracy]
+
+
+def collect(name: str, outputs: Path) -> Iterator[Drawing | Lacking]:
+    """Draws all figures of one name.
+
+    Args:
+        name: One of `NAMES`.
+        outputs: Folder of results.
+
+    Raises:
+        RecordError: A stored file is damaged.
+    """
+    yield from _COLLECT[name](outputs)
+
+
+def records(outputs: Path) -> Iterator[tuple[Path, TrialRecord]]:
+    """Yields each trial's folder and record below a folder, in order of path."""
+    for path in sorted(outputs.rglob(RECORD_FILE)):
+        if path.relative_to(outputs).parts[0] != FOLDER:
+            yield path.parent, read_json(path, TrialRecord)
+
+
+def measured(outputs: Path) -> list[Measured]:
+    """Groups tested reproductions by protocol and source, and averages each cell over its runs.
+
+    Where one source has several settings of a loss, the one with the most runs counts, of equal ones the first by id.
+    """
+    runs: dict[tuple[str, str], dict[tuple[str, str], dict[str, list[TrialRecord]]]] = {}
+    for folder, record in records(outputs):
+        setting = folder.parent.name
+        source = setting.partition("-")[0]
+        is_tested = record.status == "complete" and record.test is not None
+        if record.stage == "reproduce" and is_tested and record.loss != UNTRAINED:
+            cell = runs.setdefault((record.protocol, source), {}).setdefault((record.benchmark, loss_name(record)), {})
+            cell.setdefault(setting, []).append(record)
+    found = []
+    for (protocol, source), cells in sorted(runs.items()):
+        accuracies = {}
+        for (benchmark, loss), settings in cells.items():
+            own = max(sorted(settings.items()), key=lambda item: len(item[1]))[1]
+            for embedding in ("separated", "concatenated"):
+                tested = [getattr(run.test, embedding) for run in own]
+                # models of some folds alone have no concatenated embedding
+                if all(values is not None for values in tested):
+                    for metric in AXES:
+                        accuracies[benchmark, loss, embedding, metric] = _accuracy([v[metric] for v in tested])
+        found.append(Measured(protocol, source, accuracies))
+    return found
+
+
+def loss_name(record: TrialRecord) -> str:
+    """Returns the loss as the paper calls it, or by its own name where the paper has none."""
+    loss = record.settings.get("loss")
+    name = loss.get("paper_name") if isinstance(loss, Mapping) else None
+    return str(name or record.loss)
+
+
+def _accuracy(fractions: Sequence[float]) -> Accuracy:
+    values = 100 * np.asarray(fractions, dtype=np.float64)
+    if len(values) < 2:
+        return Accuracy(float(values.mean()), None, len(values))
+    half_width = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return Accuracy(float(values.mean()), float(half_width), len(values))
+
+
+def _figure_1(outputs: Path) -> Iterator[Drawing | Lacking]:
+    path = outputs / TOY_FILE
+    if not path.exists():
+        yield Lacking(f"figure_1: no {path}; python -m mlrc_lightning figure figure_1 computes it.")
+        return
+    arrays = _load(path, [f"{name}_{part}" for name in "abc" for part in ("points", "labels", "scores")])
+    embeddings = [
+        ToyEmbedding(
+            name,
+            arrays[f"{name}_points"],
+            arrays[f"{name}_labels"],
+            dict(zip(SCORES, arrays[f"{name}_scores"].tolist(), strict=True)),
+        )
+        for name in "abc"
+    ]
+    paper = {
+        row["embedding"]: {key: float(text) for key, text in row.items() if key != "embedding"}
+        for row in rows("figure_1.csv")
+    }
+    title = "Figure 1: clustering scores hardly tell these embeddings apart, retrieval scores do"
+    scores = "; ".join(
+        f"({e.name}) " + ", ".join(f"{SCORES[key]} {100 * value:.1f}" for key, value in e.scores.items())
+        for e in embeddings
+    )
+    yield Drawing(
+        PurePosixPath("figure_1"),
+        title,
+        "Three embeddings in the plane, two classes of 1000 points, uniform in strips: (a) each class in two strips,"
+        " the inner ones touching; (b) one wide strip each, touching; (c) one strip each, apart."
+        f" Recomputed, in per cent: {scores}. Beside them the scores that the paper prints; the points are drawn anew,"
+        " so they agree up to the draw.",
+        toy_embeddings(title, embeddings, paper),
+    )
+
+
+def _figure_2a(outputs: Path) -> Iterator[Drawing | Lacking]:
+    panels = {
+        title: [
+            Column(row["method"], int(row["year"]), (Bar(PAPERS, float(row[key]) if row[key] else None),))
+            for row in rows("figure_2a.csv")
+        ]
+        for key, title in DATASETS.items()
+    }
+    title = "Figure 2a: Precision@1 over the years, as papers reported it"
+    yield Drawing(
+        PurePosixPath("figure_2a"),
+        title,
+        f"Bars of {len(rows('figure_2a.csv'))} methods in order of year, digitised from Musgrave et al. 2020."
+        f" {_ranges(panels)} Contrastive, Triplet and Semihard Mining are averages of reported baselines.",
+        accuracy_over_years(title, AXES["precision_at_1"], panels),
+    )
+
+
+def _figure_2b(metric: str) -> Callable[[Path], Iterator[Drawing | Lacking]]:
+    name = "figure_2b" if metric == "precision_at_1" else "figure_2b_map_at_r"
+    label = AXES[metric].removesuffix(" (%)")
+
+    def draw(outputs: Path) -> Iterator[Drawing | Lacking]:
+        paper = {key[:3]: value for key, value in _paper("concatenated_512").items() if key[2] == metric}
+        years = {row["loss"]: int(row["year"]) for row in rows("loss_years.csv")}
+        titled = f"Figure 2b: {label} over the years, measured alike"
+        panels = {
+            text: [
+                Column(loss, year, (Bar(PAPER_512, *_cell(paper.get((key, loss, metric)))),))
+                for loss, year in years.items()
+            ]
+            for key, text in DATASETS.items()
+        }
+        words = f"{label} of the concatenated embeddings by loss, in order of year, with 95 % intervals."
+        yield Drawing(
+            PurePosixPath(name),
+            titled,
+            f"{words} {_ranges(panels)} Source: Musgrave et al. 2020, Tables 4 to 6.",
+            accuracy_over_years(titled, AXES[metric], panels),
+        )
+        sets = measured(outputs)
+        if not sets:
+            yield Lacking(f"{name}: the paper's values alone, no tested reproductions in {outputs}; run {_REPRODUCE}.")
+        for own in sets:
+            cells = {key: value for key, value in own.accuracies.items() if key[2:] == ("concatenated", metric)}
+            benchmarks = sorted({benchmark for benchmark, *_ in cells}, key=lambda b: ([*DATASETS, b].index(b), b))
+            is_papers = any(benchmark in DATASETS for benchmark in benchmarks)
+            if is_papers:
+                benchmarks = [*DATASETS, *(benchmark for benchmark in benchmarks if benchmark not in DATASETS)]
+            losses = years | dict.fromkeys(sorted({loss for _, loss, *_ in cells} - years.keys()))
+            panels = {}
+            for benchmark in benchmarks:
+                panels[DATASETS.get(benchmark, benchmark)] = [
+                    Column(
+                        loss,
+                        year,
+                        (
+                            *([Bar(PAPER_512, *_cell(paper.get((benchmark, loss, metric))))] if is_papers else []),
+                            Bar(OURS_512, *_cell(cells.get((benchmark, loss, "concatenated", metric)))),
+                        ),
+                    )
+                    for loss, year in losses.items()
+                ]
+            if not panels:
+                yield Lacking(f"{name}: {own.protocol} has no concatenated accuracies; train all folds.")
+                continue
+            title = f"{label} over the years, {SOURCES.get(own.source, own.source)} ({own.protocol})"
+            counts = sorted({value.num_runs for value in cells.values()})
+            num_runs = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+            yield Drawing(
+                PurePosixPath(own.protocol, f"{name}_{own.source}"),
+                title,
+                f"{words} {_ranges(panels)} Ours: means over {num_runs} training runs; a dash is a missing value.",
+                accuracy_over_years(title, AXES[metric], panels),
+            )
+
+    return draw
+
+
+def _figure_3(baseline: str) -> Callable[[Path], Iterator[Drawing | Lacking]]:
+    name = "figure_3a" if baseline == "Contrastive" else "figure_3b"
+
+    def draw(outputs: Path) -> Iterator[Drawing | Lacking]:
+        averaged = [row["loss"] for row in rows("loss_years.csv") if row["loss"] not in NOT_AVERAGED]
+        papers = {row["dataset"]: float(row["papers"]) for row in rows("figure_3.csv") if row["baseline"] == baseline}
+        paper = {name: _paper(name) for name in ("separated_128", "concatenated_512")}
+
+        def bars(accuracies: Mapping[tuple[str, str, str], Accuracy], dataset: str, series: str) -> Bar:
+            own = {
+                loss: value.mean for (d, loss, m), value in accuracies.items() if (d, m) == (dataset, "precision_at_1")
+            }
+            return Bar(series, mean_improvement(own, baseline, averaged))
+
+        theirs = {
+            key: [
+                Bar(PAPERS, papers[key]),
+                bars(paper["separated_128"], key, PAPER_128),
+                bars(paper["concatenated_512"], key, PAPER_512),
+            ]
+            for key in DATASETS
+        }
+        words = (
+            f"Mean relative improvement of Precision@1 over {baseline}, in per cent. Reality: mean over"
+            f" {len(averaged)} losses, without {', '.join(NOT_AVERAGED[:-1])} and {NOT_AVERAGED[-1]}."
+        )
+        title = f"Figure {name[-2:]}: improvement over {baseline}, papers and reality"
+        groups = {DATASETS[key]: value for key, value in theirs.items()}
+        yield Drawing(
+            PurePosixPath(name), title, f"{words} {_bars_in_words(groups)}", relative_improvements(title, groups)
+        )
+        for own in measured(outputs):
+            accuracies = {
+                embedding: {(b, loss, m): v for (b, loss, e, m), v in own.accuracies.items() if e == embedding}
+                for embedding in ("separated", "concatenated")
+            }
+            ours = {
+                benchmark: [
+                    bars(accuracies["separated"], benchmark, OURS_128),
+                    bars(accuracies["concatenated"], benchmark, OURS_512),
+                ]
+                for benchmark in dict.fromkeys([*DATASETS, *sorted({key[0] for key in own.accuracies})])
+            }
+            if all(bar.value is None for pair in ours.values() for bar in pair):
+                yield Lacking(
+                    f"{name}: {own.protocol} ({own.source}) has on no benchmark all of {baseline} and the"
+                    f" {len(averaged)} losses that the mean is over; run {_REPRODUCE} for the missing ones."
+                )
+                continue
+            if any(key[0] in DATASETS for key in own.accuracies):
+                groups = {text: [*theirs[key], *ours[key]] for key, text in DATASETS.items()}
+            else:
+                groups = {key: pair for key, pair in ours.items() if key not in DATASETS}
+            title = f"Improvement over {baseline}, {SOURCES.get(own.source, own.source)} ({own.protocol})"
+            yield Drawing(
+                PurePosixPath(own.protocol, f"{name}_{own.source}"),
+                title,
+                f"{words} {_bars_in_words(groups)}",
+                relative_improvements(title, groups),
+            )
+
+    return draw
+
+
+def _optimisation(outputs: Path) -> Iterator[Drawing | Lacking]:
+    searches: dict[Path, list[tuple[int, TrialRecord]]] = {}
+    for folder, record in records(outputs):
+        if record.stage == "search" and folder.name.isdecimal():
+            searches.setdefault(folder.parent, []).append((int(folder.name), record))
+    if not searches:
+        yield Lacking(f"optimisation: no searches in {outputs}; run python train.py -m loss=… dataset=…")
+    for folder, trials in searches.items():
+        first = trials[0][1]
+        points = [TrialPoint(number, *_value(record)) for number, record in sorted(trials, key=lambda trial: trial[0])]
+        loss = loss_name(first)
+        paper = _original_search(first, loss)
+        title = f"{loss} on {first.benchmark}: {len(points)} trials ({first.protocol})"
+        best = best_so_far(points)[-1]
+        words = "no trial has a value" if np.isnan(best) else f"the best reached {100 * best:.2f}"
+        theirs = f" The paper's own search reached {100 * paper[-1]:.2f} in {len(paper)} trials." if paper else ""
+        failed = sum(point.value is None for point in points)
+        yield Drawing(
+            PurePosixPath(*folder.relative_to(outputs).parts, "optimisation"),
+            title,
+            f"Validation MAP@R in per cent, mean over folds, of {len(points)} trials; {words}; {failed} failed."
+            f"{theirs}",
+            optimisation(title, points, paper),
+        )
+
+
+def _learning_curves(outputs: Path) -> Iterator[Drawing | Lacking]:
+    best: dict[Path, tuple[float, Path, TrialRecord]] = {}
+    chosen: list[tuple[Path, TrialRecord]] = []
+    for folder, record in records(outputs):
+        if not record.folds:
+            continue
+        if record.stage != "search":
+            chosen.append((folder, record))
+        elif record.val is not None:  # of a search the best trial alone
+            value = record.val["mean_average_precision_at_r"]
+            if folder.parent not in best or value > best[folder.parent][0]:
+                best[folder.parent] = (value, folder, record)
+    chosen += [(folder, record) for _, folder, record in best.values()]
+    if not chosen:
+        yield Lacking(f"learning_curves: no trained trials in {outputs}; run python train.py")
+    for folder, record in sorted(chosen, key=lambda item: item[0]):
+        relative = folder.relative_to(outputs)
+        title = f"{loss_name(record)} on {record.benchmark}, {'/'.join(relative.parts[3:]) or folder.name}"
+        words = "; ".join(
+            f"fold {fold.fold}: epoch {fold.selected_epoch} of {fold.epochs[-1].epoch} selected, MAP@R"
+            f" {100 * fold.val['mean_average_precision_at_r']:.2f}"
+            for fold in record.folds
+        )
+        yield Drawing(
+            PurePosixPath(*relative.parts, "learning_curves"),
+            title,
+            f"Training loss and validation MAP@R in per cent by epoch. {words}.",
+            learning_curves(title, record.folds),
+        )
+
+
+def _projection(outputs: Path) -> Iterator[Drawing | Lacking]:
+    paths = _stored(outputs, PROJECTION_FILE)
+    if not paths:
+        yield Lacking(f"projection: no {PROJECTION_FILE} in {outputs}; it is stored where a test split is embedded.")
+    for path in paths:
+        arrays = _load(path, ["points", "labels", "class_names"])
+        names = arrays["class_names"].tolist()
+        title = f"Test embeddings, t-SNE: {_place(outputs, path)}"
+        yield Drawing(
+            PurePosixPath(*path.parent.relative_to(outputs).parts, "projection"),
+            title,
+            f"{len(arrays['points'])} test images of {len(np.unique(arrays['labels']))} classes, projected by t-SNE;"
+            " the largest classes have a mark each. Distances between groups mean nothing.",
+            projection(title, arrays["points"], arrays["labels"], names),
+        )
+
+
+def _neighbors(outputs: Path) -> Iterator[Drawing | Lacking]:
+    paths = _stored(outputs, NEIGHBORS_FILE)
+    if not paths:
+        yield Lacking(f"neighbors: no {NEIGHBORS_FILE} in {outputs}; it is stored where a test split is embedded.")
+    for path in paths:
+        arrays = _load(path, ["queries", "neighbors", "similarities", "labels", "thumbnails", "class_names"])
+        names = tuple(arrays.pop("class_names").tolist())
+        sheet = NeighborSheet(**arrays, class_names=names)
+        right = sheet.labels[sheet.neighbors] == sheet.labels[sheet.queries][:, None]
+        title = f"Nearest test images: {_place(outputs, path)}"
+        words = "; ".join(
+            f"{names[sheet.labels[query]]}: {int(row.sum())} of {len(row)} right"
+            for query, row in zip(sheet.queries, right, strict=True)
+        )
+        yield Drawing(
+            PurePosixPath(*path.parent.relative_to(outputs).parts, "neighbors"),
+            title,
+            f"A row a query, its nearest images from left to right; right ones have a solid frame and a check mark,"
+            f" wrong ones a dashed frame and a cross. {words}.",
+            neighbor_sheet(title, sheet),
+        )
+
+
+def _pairwise_tests(outputs: Path) -> Iterator[Drawing | Lacking]:
+    paths = _stored(outputs, PAIRWISE_FILE)
+    if not paths:
+        yield Lacking(f"pairwise_tests: no {PAIRWISE_FILE} in {outputs}; it needs tested reproductions of two losses.")
+    for path in paths:
+        tests = read_pairwise(path)
+        present = list(dict.fromkeys(name for test in tests for name in (test.loss_a, test.loss_b)))
+        order = [row["loss"] for row in rows("loss_years.csv")]
+        losses = sorted(present, key=lambda loss: (order.index(loss) if loss in order else len(order), loss))
+        significant = sum(test.p_holm is not None and test.p_holm <= 0.05 for test in tests)
+        title = f"Pairwise tests: {_place(outputs, path)}"
+        yield Drawing(
+            PurePosixPath(*path.parent.relative_to(outputs).parts, "pairwise_tests"),
+            title,
+            f"Difference of every two of {len(losses)} losses, row minus column, in percentage points; {significant} of"
+            f" {len(tests)} pairs differ at the 5 % level after Holm's correction.",
+            pairwise_heat_map(title, losses, tests),
+        )
+
+
+def read_pairwise(path: Path) -> list[PairwiseTest]:
+    """Reads the stored tests of a table: loss_a, loss_b, effect, low, high, p, p_holm, the last four empty if untested.
+
+    Raises:
+        RecordError: A column is missing or not a number.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    try:
+        return [
+            PairwiseTest(
+                line["loss_a"],
+                line["loss_b"],
+                float(line["effect"]),
+                *(float(line[key]) if line[key] else None for key in ("low", "high", "p", "p_holm")),
+            )
+            for line in lines
+        ]
+    except (KeyError, ValueError, TypeError) as error:
+        raise RecordError(
+            f"{path}: expected the columns loss_a, loss_b, effect, low, high, p, p_holm with numbers, found {error!r}."
+            " Remove it and run the tests again."
+        ) from error
+
+
+def _stored(outputs: Path, name: str) -> list[Path]:
+    return [path for path in sorted(outputs.rglob(name)) if path.relative_to(outputs).parts[0] != FOLDER]
+
+
+def _load(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in names}
+    except (KeyError, ValueError, OSError, EOFError) as error:
+        raise RecordError(f"{path}: expected the arrays {', '.join(names)}, found {error}. Remove it.") from error
+
+
+def _place(outputs: Path, path: Path) -> str:
+    """Names a stored file by its folders below the protocol's."""
+    return " / ".join(path.parent.relative_to(outputs).parts[1:]) or path.parent.name
+
+
+def _value(record: TrialRecord) -> tuple[float | None, tuple[float, ...]]:
+    if record.status != "complete" or record.val is None:
+        return None, ()
+    metric = "mean_average_precision_at_r"
+    return record.val[metric], tuple(fold.val[metric] for fold in record.folds)
+
+
+def _original_search(record: TrialRecord, loss: str) -> list[float]:
+    """Returns best so far after each trial of the paper's search of the same benchmark; empty if it has none."""
+    return [
+        float(row["best_so_far_val_map_at_r"])
+        for row in rows("original_searches.csv")
+        if (row["setting"], row["loss"]) == (record.benchmark, loss)
+    ]
+
+
+def _paper(embedding: str) -> dict[tuple[str, str, str], Accuracy]:
+    """Returns the paper's means by dataset, loss and metric, in per cent; they are over 10 runs."""
+    return {
+        (row["dataset"], row["loss"], row["metric"]): Accuracy(
+            float(row["mean"]), float(row["ci95"]) if row["ci95"] else None, 10
+        )
+        for row in rows("paper_tables.csv")
+        if row["embedding"] == embedding
+    }
+
+
+def _cell(accuracy: Accuracy | None) -> tuple[float | None, float | None]:
+    return (None, None) if accuracy is None else (accuracy.mean, accuracy.half_width)
+
+
+def _ranges(panels: Mapping[str, Sequence[Column]]) -> str:
+    """Says of each panel and series which methods are lowest and highest."""
+    who = {PAPERS: "papers", PAPER_512: "Musgrave et al.", OURS_512: "ours"}
+    sentences = []
+    for name, columns in panels.items():
+        for series in dict.fromkeys(bar.series for column in columns for bar in column.bars):
+            values = sorted((bar.value, column.label) for column in columns for bar in column.bars
+                            if bar.series == series and bar.value is not None)  # fmt: skip
+            ends = [f"{value:.1f} ({label})" for value, label in values[:1] + values[-1:]]
+            sentences.append(f"{name}, {who[series]}: {' to '.join(ends) or 'none yet'}.")
+    return " ".join(sentences)
+
+
+def _bars_in_words(groups: Mapping[str, Sequence[Bar]]) -> str:
+    who = {PAPERS: "papers", PAPER_128: "separated", PAPER_512: "concatenated",
+           OURS_128: "ours separated", OURS_512: "ours concatenated"}  # fmt: skip
+    return " ".join(
+        f"{name}: "
+        + ", ".join(f"{who[bar.series]} {'missing' if bar.value is None else f'{bar.value:.1f}'}" for bar in bars)
+        + "."
+        for name, bars in groups.items()
+    )
+
+
+_COLLECT: dict[str, Callable[[Path], Iterator[Drawing | Lacking]]] = {
+    "figure_1": _figure_1,
+    "figure_2a": _figure_2a,
+    "figure_2b": _figure_2b("precision_at_1"),
+    "figure_2b_map_at_r": _figure_2b("mean_average_precision_at_r"),
+    "figure_3a": _figure_3("Contrastive"),
+    "figure_3b": _figure_3("Triplet"),
+    "optimisation": _optimisation,
+    "learning_curves": _learning_curves,
+    "projection": _projection,
+    "neighbors": _neighbors,
+    "pairwise_tests": _pairwise_tests,
+}
+assert _COLLECT.keys() == NAMES.keys()
