@@ -113,10 +113,15 @@ def collect(name: str, outputs: Path) -> Iterator[Drawing | Lacking]:
     yield from _COLLECT[name](outputs)
 
 
-def records(outputs: Path) -> Iterator[tuple[Path, TrialRecord]]:
-    """Yields each trial's folder and record below a folder, in order of path."""
-    for path in sorted(outputs.rglob(RECORD_FILE)):
-        if path.relative_to(outputs).parts[0] != FOLDER:
+def records(outputs: Path, below: str | None = None) -> Iterator[tuple[Path, TrialRecord]]:
+    """Yields each trial's folder and record below a folder, in order of path.
+
+    Args:
+        outputs: Folder of results.
+        below: Only those with a folder of this name above them.
+    """
+    for path in _stored(outputs, RECORD_FILE):
+        if below is None or below in path.relative_to(outputs).parts:
             yield path.parent, read_json(path, TrialRecord)
 
 
@@ -126,7 +131,7 @@ def measured(outputs: Path) -> list[Measured]:
     Where one source has several settings of a loss, the one with the most runs counts, of equal ones the first by id.
     """
     runs: dict[tuple[str, str], dict[tuple[str, str], dict[str, list[TrialRecord]]]] = {}
-    for folder, record in records(outputs):
+    for folder, record in records(outputs, below="reproduce"):
         setting = folder.parent.name
         source = setting.partition("-")[0]
         is_tested = record.status == "complete" and record.test is not None
@@ -153,6 +158,11 @@ def loss_name(record: TrialRecord) -> str:
     loss = record.settings.get("loss")
     name = loss.get("paper_name") if isinstance(loss, Mapping) else None
     return str(name or record.loss)
+
+
+def loss_years() -> dict[str, int]:
+    """Returns the year of each of the paper's losses, oldest first."""
+    return {row["loss"]: int(row["year"]) for row in rows("loss_years.csv")}
 
 
 def _accuracy(fractions: Sequence[float]) -> Accuracy:
@@ -222,7 +232,7 @@ def _figure_2b(metric: str) -> Callable[[Path], Iterator[Drawing | Lacking]]:
 
     def draw(outputs: Path) -> Iterator[Drawing | Lacking]:
         paper = {key[:3]: value for key, value in _paper("concatenated_512").items() if key[2] == metric}
-        years = {row["loss"]: int(row["year"]) for row in rows("loss_years.csv")}
+        years = loss_years()
         titled = f"Figure 2b: {label} over the years, measured alike"
         panels = {
             text: [
@@ -281,7 +291,7 @@ def _figure_3(baseline: str) -> Callable[[Path], Iterator[Drawing | Lacking]]:
     name = "figure_3a" if baseline == "Contrastive" else "figure_3b"
 
     def draw(outputs: Path) -> Iterator[Drawing | Lacking]:
-        averaged = [row["loss"] for row in rows("loss_years.csv") if row["loss"] not in NOT_AVERAGED]
+        averaged = [loss for loss in loss_years() if loss not in NOT_AVERAGED]
         papers = {row["dataset"]: float(row["papers"]) for row in rows("figure_3.csv") if row["baseline"] == baseline}
         paper = {name: _paper(name) for name in ("separated_128", "concatenated_512")}
 
@@ -445,7 +455,7 @@ def _pairwise_tests(outputs: Path) -> Iterator[Drawing | Lacking]:
     for path in paths:
         tests = read_pairwise(path)
         present = list(dict.fromkeys(name for test in tests for name in (test.loss_a, test.loss_b)))
-        order = [row["loss"] for row in rows("loss_years.csv")]
+        order = list(loss_years())
         losses = sorted(present, key=lambda loss: (order.index(loss) if loss in order else len(order), loss))
         significant = sum(test.p_holm is not None and test.p_holm <= 0.05 for test in tests)
         title = f"Pairwise tests: {_place(outputs, path)}"

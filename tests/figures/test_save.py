@@ -27,7 +27,7 @@ def figure():
 def test_the_same_data_give_the_same_bytes_in_any_process_and_order(tmp_path):
     mine = save(figure(), tmp_path / "mine", *WORDS)
     code = (
-        "from pathlib import Path; from tests.figures.test_save import *\n"
+        "from pathlib import Path; from tests.figures.test_save import *; import mlrc_lightning.figures.collect\n"
         "f = figure()\n"
         f"for name in reversed(FORMATS): save(f, Path({str(tmp_path)!r}) / 'theirs', *WORDS, (name,))\n"
         "import sys; print([name for name in ('torch', 'matplotlib.pyplot') if name in sys.modules])"
