@@ -1,4 +1,4 @@
-"""Everything beside training: python -m mlrc_lightning prepare | show | status | reproduce | export-original | figure."""
+"""Everything beside training: python -m mlrc_lightning prepare | show | status | reproduce | figure | …"""
 
 from __future__ import annotations
 
