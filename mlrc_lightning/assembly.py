@@ -23,6 +23,7 @@ from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from mlrc_lightning.augment import TrainTransform
+from mlrc_lightning.config import is_the_papers_split
 from mlrc_lightning.datamodule import FoldDataModule, Pixels
 from mlrc_lightning.datasets.cache import Half, cached_images
 from mlrc_lightning.datasets.images import LabeledImages, check_classes
@@ -31,38 +32,43 @@ from mlrc_lightning.module import LOSS, MODEL, EmbeddingModule, Schedule, Schedu
 from mlrc_lightning.objective import Objective
 from mlrc_lightning.sampling import Batches
 from mlrc_lightning.schema import Target, TrialSettings
-from mlrc_lightning.splits import (
-    FoldSplit,
-    class_disjoint_split,
-    first_half_classes,
-    sample_indices,
-    second_half_classes,
-)
+from mlrc_lightning.splits import FoldSplit, Indices, Splitter, checked_folds, trainval_images
 
 _ORIGINS = ("archive", "download", "sources")
 """Arguments of a dataset that say how its files come to be there, and not which they are."""
 
 
 class TrialData:
-    """The images of one trial: labels of all classes, pixels of the first half, and of the second where allowed.
+    """The images of one trial: labels of all, pixels of those to train and validate on, and of test where allowed.
 
     Both halves are decoded before training, so that a broken file is found before hours of it, and not after.
 
     Args:
         settings: Of the trial; its stage decides whether test images can be reached at all.
 
+    Attributes:
+        images: The dataset.
+        splits: Of the folds of this trial.
+        trainval: Pixels of the images that some fold trains or validates on.
+        test: Pixels of the test images; None where the trial may not read them.
+        test_queries: Dataset indices of the test images that query the others; None: all query each other.
+
     Raises:
-        DatasetError: The dataset is missing, broken, or has too few classes or images.
+        DatasetError: The dataset is missing, broken, or cannot be split so.
     """
 
     def __init__(self, settings: TrialSettings) -> None:
         self._settings = settings
         self.images: LabeledImages = build(settings.dataset.images, "dataset.images")
         self.num_classes = len(self.images.class_names)
-        self.splits = {fold: class_disjoint_split(self.num_classes, fold) for fold in settings.folds}
         check_classes(self.images, settings.dataset.min_images_per_class)
-        self.trainval = self._pixels("trainval", first_half_classes(self.num_classes))
-        self.test = self._pixels("test", second_half_classes(self.num_classes)) if settings.opens_test_classes else None
+        splitter: Splitter = build(settings.split.splitter, "split.splitter")
+        all_folds = splitter.folds(self.images.labels, getattr(self.images, "own_split", None))
+        all_folds = checked_folds(all_folds, settings.split.num_folds)
+        self.splits = {fold: all_folds[fold] for fold in settings.folds}
+        self.test_queries = all_folds[0].queries
+        self.trainval = self._pixels("trainval", trainval_images(all_folds))
+        self.test = self._pixels("test", all_folds[0].test) if settings.opens_test_classes else None
         self.description = {
             "name": settings.dataset.name,
             "num_classes": self.num_classes,
@@ -71,13 +77,16 @@ class TrialData:
             "trainval_fingerprint": self.images.fingerprint(self.trainval.cache.indices),
         }
 
-    def _pixels(self, half: Half, classes: range) -> Pixels:
-        # other arguments of the same dataset are another cache, so that two runs never replace each other's
-        dataset, resize = self._settings.dataset, self._settings.transform.resize
-        images = {name: value for name, value in dataset.images.items() if name not in _ORIGINS}
-        arguments = hashlib.sha256(json.dumps(images, sort_keys=True).encode()).hexdigest()[:8]
-        folder = Path(self._settings.data_root) / "cache" / dataset.name / f"{resize}-{arguments}"
-        indices = sample_indices(self.images.labels, classes)
+    def _pixels(self, half: Half, indices: Indices) -> Pixels:
+        # other arguments of the same dataset, and another split, are another cache: two runs never replace each
+        # other's, and no trainval cache of one split can hold what another tests on
+        settings, resize = self._settings, self._settings.transform.resize
+        images = {name: value for name, value in settings.dataset.images.items() if name not in _ORIGINS}
+        decides = (
+            images if is_the_papers_split(dataclasses.asdict(settings.split)) else [images, settings.split.splitter]
+        )
+        arguments = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
+        folder = Path(settings.data_root) / "cache" / settings.dataset.name / f"{resize}-{arguments}"
         cache = cached_images(self.images, indices, resize, folder, half)
         return Pixels(cache, self.images.labels)
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,8 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     values = {key: value for key, value in settings.items() if key not in (*_NOT_OF_THE_TRIAL, *_OPTIONS)}
     dataset = {key: value for key, value in values["dataset"].items() if key not in _PLACES}
     dataset["images"] = {key: value for key, value in dataset["images"].items() if key not in _PLACES}
+    if is_the_papers_split(values["split"]):
+        del values["split"]
     return {
         **values,
         **_deviations(settings),
@@ -67,6 +70,18 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
         "trunk": _without_folders(values["trunk"]),
         "precision": settings["trainer"]["precision"],
     }
+
+
+def is_the_papers_split(split: Mapping[str, Any]) -> bool:
+    """Returns whether the settings of a split are those of `conf/split/mlrc.yaml`."""
+    return bool(_as_floats(dict(split)) == _as_floats(_papers_split()))
+
+
+@cache
+def _papers_split() -> dict[str, Any]:
+    shipped = OmegaConf.create({"split": OmegaConf.load(config_folder() / "split" / f"{PROTOCOL}.yaml")})
+    split: dict[str, Any] = OmegaConf.to_container(shipped, resolve=True)["split"]  # type: ignore[index, call-overload, assignment]
+    return split
 
 
 def register_resolvers() -> None:
@@ -106,7 +121,7 @@ def _benchmark(*, _root_: DictConfig) -> str:
 
 
 def _protocol_id(*, _root_: DictConfig) -> str:
-    """Names trunk, transform, embedder, optimizer, schedule, and the options that are not the protocol's.
+    """Names trunk, transform, embedder, optimizer, schedule, and the options and the split that are not the protocol's.
 
     The dataset's own schedule counts as no deviation.
     """
@@ -118,7 +133,12 @@ def _protocol_id(*, _root_: DictConfig) -> str:
     dataset = _root_.dataset
     schedule = {k: "dataset" if k in dataset and dataset[k] == v else v for k, v in values["schedule"].items()}
     values = {**values, **deviations, "schedule": schedule, "trunk": _without_folders(values["trunk"])}
-    return f"{PROTOCOL}-{values['trunk']['name']}-{_digest(values)}"
+    names = [PROTOCOL, values["trunk"]["name"]]
+    split = _resolved(_root_, ["split"])["split"]
+    if not is_the_papers_split(split):
+        values["split"] = split
+        names.append(split["name"])
+    return "-".join([*names, _digest(values)])
 
 
 def _trial_id(*, _root_: DictConfig) -> str:

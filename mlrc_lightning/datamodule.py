@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from mlrc_lightning.augment import TrainTransform, center_crop
 from mlrc_lightning.datasets.cache import CachedImages
 from mlrc_lightning.sampling import Batch, Batches, BatchesOfEpochs
-from mlrc_lightning.splits import FoldSplit, sample_indices
+from mlrc_lightning.splits import FoldSplit, Indices
 
 LabeledBatch = tuple[Tensor, Tensor]
 """(images (B, 3, H, W) uint8 RGB, labels (B,) int64)."""
@@ -25,19 +25,15 @@ LabeledBatch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Pixels:
-    """The images of one half of a dataset.
+    """The images of one part of a dataset: those to train and validate on, or those to test on.
 
     Attributes:
-        cache: Where the pixels are.
+        cache: Where the pixels are, and the dataset indices of the images.
         labels: Class position of *every* image of the dataset; (N,), int64.
     """
 
     cache: CachedImages
     labels: NDArray[np.int64]
-
-    def indices(self, classes: tuple[int, ...] | range) -> NDArray[np.int64]:
-        """Returns the dataset indices of all images of some classes of this half, ascending."""
-        return np.intersect1d(sample_indices(self.labels, classes), self.cache.indices, assume_unique=True)
 
 
 class _TrainImages(Dataset[LabeledBatch]):
@@ -83,17 +79,16 @@ class _Blocks(Sampler[list[int]]):
 
 
 def evaluation_loader(
-    pixels: Pixels, classes: tuple[int, ...] | range, crop: int, batch_size: int, num_workers: int
+    pixels: Pixels, indices: Indices, crop: int, batch_size: int, num_workers: int
 ) -> DataLoader[LabeledBatch]:
-    """Returns all images of some classes, centre-cropped, in dataset order.
+    """Returns some images, centre-cropped, in the order of their indices.
 
     Raises:
-        KeyError: A class is not in the half that `pixels` holds.
+        KeyError: An image is not among those that `pixels` holds.
     """
-    indices = pixels.indices(classes)
-    missing = set(classes) - set(pixels.labels[indices].tolist())
-    if missing:
-        raise KeyError(f"classes {sorted(missing)[:5]} are not in {pixels.cache.file}")
+    missing = np.setdiff1d(indices, pixels.cache.indices)
+    if len(missing):
+        raise KeyError(f"images {missing[:5].tolist()} are not in {pixels.cache.file}")
     return DataLoader(
         _EvaluationImages(pixels, crop),
         sampler=_Blocks(indices, batch_size),
@@ -106,8 +101,8 @@ class FoldDataModule(pl.LightningDataModule):
     """Training and validation batches of one fold. It holds no test image, and no way to one.
 
     Args:
-        pixels: The images of the first half of the classes.
-        split: Which classes are trained and validated.
+        pixels: The images to train and validate on.
+        split: Which of them for what.
         transform: Crop and flip of training images.
         sampler: Makes the training batches of (labels, indices) of the training images; both (N,), int64.
         iterations_per_epoch: Training batches of an epoch.
@@ -133,12 +128,11 @@ class FoldDataModule(pl.LightningDataModule):
         self._transform = transform
         self._evaluation_batch_size = evaluation_batch_size
         self._num_workers = num_workers
-        indices = pixels.indices(split.train)
-        self.batches = BatchesOfEpochs(sampler(pixels.labels[indices], indices), iterations_per_epoch, seed)
+        self.batches = BatchesOfEpochs(sampler(pixels.labels[split.train], split.train), iterations_per_epoch, seed)
 
     def train_dataloader(self) -> DataLoader[LabeledBatch]:
-        """Returns the augmented batches of the sampler, labels 0 to C-1 in the order of the split."""
-        position = {label: number for number, label in enumerate(sorted(self._split.train))}
+        """Returns the augmented batches of the sampler, labels 0 to C-1 in label order."""
+        position = {label: number for number, label in enumerate(self._split.classes("train"))}
         return DataLoader(
             _TrainImages(self._pixels, self._transform, position),
             sampler=self.batches,

@@ -21,11 +21,11 @@ from mlrc_lightning.assembly import TrialData, build_module, build_trainer, clus
 from mlrc_lightning.callbacks import PARTS
 from mlrc_lightning.datamodule import Pixels, evaluation_loader
 from mlrc_lightning.errors import WeightsError
-from mlrc_lightning.metrics import clustering_metrics, retrieval_metrics
+from mlrc_lightning.metrics import RetrievalMetrics, clustering_metrics, retrieval_metrics
 from mlrc_lightning.module import EmbeddingModule
 from mlrc_lightning.records import Accuracies, EvaluationResult, FoldResult, now
-from mlrc_lightning.schema import NUM_FOLDS, TrialSettings
-from mlrc_lightning.splits import FoldSplit, second_half_classes
+from mlrc_lightning.schema import TrialSettings
+from mlrc_lightning.splits import FoldSplit, Indices
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ UNTRAINED_EMBEDDER = "untrained_embedder"
 def evaluate_on_test_classes(
     settings: TrialSettings, data: TrialData, folds: Sequence[FoldResult], folder: Path
 ) -> EvaluationResult:
-    """Tests the selected models of all folds on the second half of the classes.
+    """Tests the selected models of all folds on the test images.
 
     Separated: the mean of the fold models' accuracies. Concatenated: their embeddings, each of length 1, side by
     side as one longer embedding of length 1; needs all folds.
@@ -54,26 +54,26 @@ def evaluate_on_test_classes(
     Source: Musgrave et al. 2020, section 3.3; PROTOCOL.md section 1.8.
     """
     assert data.test is not None
-    classes = second_half_classes(data.num_classes)
-    log.info("Opening the %d test classes (%d images)", len(classes), len(data.test.indices(classes)))
+    images = data.test.cache.indices
+    log.info("Opening the test images: %d of %d classes", len(images), len(np.unique(data.test.labels[images])))
     opened_at = now()
     notes: list[str] = []
-    labels = _labels(data.test, classes)
-    embeddings = [_embed(load_module(settings, fold, folder), settings, data.test, classes, folder) for fold in folds]
-    per_fold = [retrieval_metrics(embedding, labels) for embedding in embeddings]
+    embeddings = [_embed(load_module(settings, fold, folder), settings, data.test, images, folder) for fold in folds]
+    per_fold = [metrics_on_test(embedding, data) for embedding in embeddings]
     for fold, metrics in zip(folds, per_fold, strict=True):
         if metrics.collapsed:
             notes.append(f"fold {fold.fold}: all test embeddings lie in one point")
+    labels = torch.from_numpy(data.images.labels[images])
     accuracies = [
         metrics.as_dict() | _clustering(settings, embedding, labels)
         for metrics, embedding in zip(per_fold, embeddings, strict=True)
     ]
     concatenated = None
-    if {fold.fold for fold in folds} == set(range(NUM_FOLDS)):
-        concatenated = _accuracies(settings, torch.cat(embeddings, dim=1), labels)
+    if {fold.fold for fold in folds} == set(range(settings.split.num_folds)):
+        concatenated = _test_accuracies(settings, torch.cat(embeddings, dim=1), data)
     else:
-        notes.append(f"concatenated embeddings need all {NUM_FOLDS} folds, found {len(folds)}")
-    baselines = _baselines(settings, data.test, classes, folds, folder, notes) if settings.evaluation.baselines else {}
+        notes.append(f"concatenated embeddings need all {settings.split.num_folds} folds, found {len(folds)}")
+    baselines = _baselines(settings, data, folds, folder, notes) if settings.evaluation.baselines else {}
     return EvaluationResult(
         opened_at=opened_at,
         num_queries=per_fold[0].num_queries,
@@ -86,10 +86,28 @@ def evaluate_on_test_classes(
     )
 
 
+def metrics_on_test(embeddings: Tensor, data: TrialData) -> RetrievalMetrics:
+    """Returns the accuracies of embeddings of all test images, which query each other.
+
+    Where the dataset publishes queries and a gallery, those query the gallery alone.
+
+    Args:
+        embeddings: (N, E), in the order of the test images.
+        data: With the test images.
+    """
+    assert data.test is not None
+    images = data.test.cache.indices
+    labels = torch.from_numpy(data.test.labels[images])
+    if data.test_queries is None:
+        return retrieval_metrics(embeddings, labels)
+    is_query = torch.from_numpy(np.isin(images, data.test_queries))
+    return retrieval_metrics(embeddings[is_query], labels[is_query], embeddings[~is_query], labels[~is_query])
+
+
 def untrained_trunk_accuracies(settings: TrialSettings, data: TrialData, split: FoldSplit) -> dict[str, Any]:
-    """Returns the accuracies of the trunk's features on a fold's validation classes, before any training."""
+    """Returns the accuracies of the trunk's features on a fold's validation images, before any training."""
     features = _untrained_features(settings, data.trainval, split.val, split.fold, Path())
-    return dict(_accuracies(settings, features, _labels(data.trainval, split.val)))
+    return dict(_accuracies(settings, features, torch.from_numpy(split.labels[split.val])))
 
 
 def load_module(settings: TrialSettings, fold: FoldResult, folder: Path) -> EmbeddingModule:
@@ -134,15 +152,11 @@ def reduce_by_pca(features: Tensor, num_components: int) -> Tensor:
 
 
 def _baselines(
-    settings: TrialSettings,
-    pixels: Pixels,
-    classes: range,
-    folds: Sequence[FoldResult],
-    folder: Path,
-    notes: list[str],
+    settings: TrialSettings, data: TrialData, folds: Sequence[FoldResult], folder: Path, notes: list[str]
 ) -> dict[str, Any]:
     """Returns the accuracies without training; the mean over folds where their initial weights differ."""
-    labels = _labels(pixels, classes)
+    assert data.test is not None
+    pixels, images = data.test, data.test.cache.indices
     size = settings.embedder.embedding_size
     # pretrained trunks are the same in every fold, random ones are not
     trunks = folds[:1] if settings.trunk.pretrained else folds
@@ -152,17 +166,22 @@ def _baselines(
         UNTRAINED_EMBEDDER: [],
     }
     for fold in trunks:
-        features = _untrained_features(settings, pixels, classes, fold.fold, folder)
-        found[UNTRAINED_TRUNK].append(_accuracies(settings, features, labels))
+        features = _untrained_features(settings, pixels, images, fold.fold, folder)
+        found[UNTRAINED_TRUNK].append(_test_accuracies(settings, features, data))
         if size <= min(features.shape):
-            found[UNTRAINED_TRUNK_PCA].append(_accuracies(settings, reduce_by_pca(features, size), labels.cpu()))
+            found[UNTRAINED_TRUNK_PCA].append(_test_accuracies(settings, reduce_by_pca(features, size), data))
     if not found[UNTRAINED_TRUNK_PCA]:
         notes.append(f"PCA to {size} needs as many test images and trunk features, found {tuple(features.shape)}")
     for fold in folds:
         module = build_module(settings, fold.fold, num_train_classes=None)
-        embeddings = _embed(module, settings, pixels, classes, folder)
-        found[UNTRAINED_EMBEDDER].append(_accuracies(settings, embeddings, labels))
+        embeddings = _embed(module, settings, pixels, images, folder)
+        found[UNTRAINED_EMBEDDER].append(_test_accuracies(settings, embeddings, data))
     return {name: dict(mean_accuracies(accuracies)) if accuracies else None for name, accuracies in found.items()}
+
+
+def _test_accuracies(settings: TrialSettings, embeddings: Tensor, data: TrialData) -> Accuracies:
+    labels = torch.from_numpy(data.images.labels[data.test.cache.indices])
+    return metrics_on_test(embeddings, data).as_dict() | _clustering(settings, embeddings, labels)
 
 
 def _accuracies(settings: TrialSettings, embeddings: Tensor, labels: Tensor) -> Accuracies:
@@ -176,29 +195,23 @@ def _clustering(settings: TrialSettings, embeddings: Tensor, labels: Tensor) -> 
     return clustering_metrics(embeddings, labels, clustering_seed(settings))
 
 
-def _untrained_features(
-    settings: TrialSettings, pixels: Pixels, classes: tuple[int, ...] | range, fold: int, folder: Path
-) -> Tensor:
+def _untrained_features(settings: TrialSettings, pixels: Pixels, images: Indices, fold: int, folder: Path) -> Tensor:
     trunk = build_module(settings, fold, num_train_classes=None).trunk
-    return _embed(EmbeddingModule(trunk, nn.Identity()), settings, pixels, classes, folder)
+    return _embed(EmbeddingModule(trunk, nn.Identity()), settings, pixels, images, folder)
 
 
 def _embed(
     module: EmbeddingModule,
     settings: TrialSettings,
     pixels: Pixels,
-    classes: tuple[int, ...] | range,
+    images: Indices,
     folder: Path,
 ) -> Tensor:
-    """Embeds all images of some classes in dataset order; (N, E), float32."""
+    """Embeds some images in the order of their indices; (N, E), float32."""
     loader = evaluation_loader(
-        pixels, classes, settings.transform.crop, settings.evaluation.batch_size, settings.trainer.num_workers
+        pixels, images, settings.transform.crop, settings.evaluation.batch_size, settings.trainer.num_workers
     )
     trainer = build_trainer(settings, folder, enable_checkpointing=False)
     batches = trainer.predict(module, loader)
     assert batches is not None
     return torch.cat([batch for batch in batches if isinstance(batch, Tensor)])
-
-
-def _labels(pixels: Pixels, classes: tuple[int, ...] | range) -> Tensor:
-    return torch.from_numpy(pixels.labels[pixels.indices(classes)])

@@ -19,8 +19,6 @@ from mlrc_lightning.errors import ConfigError
 
 T = TypeVar("T")
 
-NUM_FOLDS = 4
-"""Folds of the protocol (section 1.6)."""
 ALL_FOLDS = "all"
 STAGES = ("train", "search")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -45,6 +43,19 @@ class DatasetSettings:
     def __post_init__(self) -> None:
         _require_target("dataset.images", self.images)
         _require(self.min_images_per_class >= 1, "dataset.min_images_per_class", ">= 1", self.min_images_per_class)
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """Which images are trained on, validated on and tested on (section 1.6)."""
+
+    name: str
+    num_folds: int
+    splitter: Target
+
+    def __post_init__(self) -> None:
+        _require_target("split.splitter", self.splitter)
+        _require(self.num_folds >= 1, "split.num_folds", ">= 1", self.num_folds)
 
 
 @dataclass(frozen=True)
@@ -232,6 +243,7 @@ class TrialSettings:
     fold: int | str | tuple[int, ...]
     batch_size: int
     dataset: DatasetSettings
+    split: SplitSettings
     loss: LossSettings
     hyperparameters: HyperparameterSettings
     trunk: TrunkSettings
@@ -255,8 +267,9 @@ class TrialSettings:
         if self.logger is not None:
             _require_target("logger", self.logger)
         _require(self.seed >= 0, "seed", ">= 0", self.seed)
-        allowed = f"{ALL_FOLDS}, one of 0 to {NUM_FOLDS - 1}, or a list of different ones"
-        is_allowed = len(self.folds) == len(set(self.folds)) > 0 and set(self.folds) <= set(range(NUM_FOLDS))
+        all_folds = range(self.split.num_folds)
+        allowed = f"{ALL_FOLDS}, one of 0 to {all_folds[-1]}, or a list of different ones"
+        is_allowed = len(self.folds) == len(set(self.folds)) > 0 and set(self.folds) <= set(all_folds)
         _require(is_allowed, "fold", allowed, self.fold)
         _require(self.batch_size >= 2, "batch_size", ">= 2", self.batch_size)
         _require(
@@ -277,7 +290,7 @@ class TrialSettings:
     def folds(self) -> tuple[int, ...]:
         """The folds to run, ascending; empty where `fold` names none."""
         if isinstance(self.fold, str):
-            return tuple(range(NUM_FOLDS)) if self.fold == ALL_FOLDS else ()
+            return tuple(range(self.split.num_folds)) if self.fold == ALL_FOLDS else ()
         return tuple(sorted(self.fold)) if isinstance(self.fold, tuple) else (self.fold,)
 
     @property

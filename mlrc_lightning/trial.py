@@ -9,6 +9,8 @@ import logging
 import time
 from pathlib import Path
 
+import numpy as np
+
 from mlrc_lightning.assembly import TrialData, build_datamodule, build_logger, build_module, build_trainer
 from mlrc_lightning.callbacks import PRIMARY_METRIC, EpochLog, FoldCheckpoint, FoldProgress
 from mlrc_lightning.config import identity
@@ -31,7 +33,7 @@ from mlrc_lightning.records import (
 )
 from mlrc_lightning.schema import TrialSettings, leaves
 from mlrc_lightning.selection import UNTRAINED_EPOCH, Selection
-from mlrc_lightning.splits import FoldSplit, sample_indices
+from mlrc_lightning.splits import FoldSplit
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +118,7 @@ def _run_fold(settings: TrialSettings, data: TrialData, fold: int, folder: Path)
         return done
     began = time.monotonic()
     split, schedule = data.splits[fold], settings.schedule
-    module = build_module(settings, fold, len(split.train))
+    module = build_module(settings, fold, len(split.classes("train")))
     datamodule = build_datamodule(settings, data, split)
     progress = FoldProgress(fold, settings.folds, schedule.max_epochs)
     epoch_log = EpochLog(build_logger(settings, fold_folder / "logs"))
@@ -163,15 +165,15 @@ def _fold_result(
     assert selected.val is not None
     asked = settings.evaluation.check_untrained_accuracy
     wants_untrained_trunk = settings.evaluation.baselines and settings.opens_test_classes if asked is None else asked
-    num_val = {label: int((data.images.labels == label).sum()) for label in split.val}
-    lonely = sum(count for count in num_val.values() if count == 1)
+    class_sizes = np.unique(split.labels[split.val], return_counts=True)[1]
+    lonely = int((class_sizes == 1).sum())
     return FoldResult(
         fold=split.fold,
         seed=settings.seed,
-        train_classes=split.train,
-        val_classes=split.val,
-        num_train_images=len(sample_indices(data.images.labels, split.train)),
-        num_val_queries=sum(num_val.values()) - lonely,
+        train_classes=split.classes("train"),
+        val_classes=split.classes("val"),
+        num_train_images=len(split.train),
+        num_val_queries=len(split.val) - lonely,
         num_val_without_relevant=lonely,
         selected_epoch=selected.epoch,
         val=selected.val,

@@ -7,6 +7,7 @@ computed from the file.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -35,7 +36,7 @@ _CHUNK = 256
 
 @dataclass(frozen=True)
 class CachedImages:
-    """Pixels of one half of a dataset, by the dataset's own indices.
+    """Pixels of one part of a dataset, by the dataset's own indices.
 
     Attributes:
         file: The pixels of all images, one after the other; uint8.
@@ -92,7 +93,9 @@ def cached_images(
         DatasetError: The disk is too small.
     """
     fingerprint = images.fingerprint(indices)
-    key = {"version": _FORMAT_VERSION, "resize": resize, "images": fingerprint}
+    # the digest says which pixels, the indices whose they are: another split of the same images is another cache
+    positions = hashlib.sha256(indices.tobytes()).hexdigest()
+    key = {"version": _FORMAT_VERSION, "resize": resize, "images": fingerprint, "indices": positions}
     found = _load(folder, half, key, indices)
     if found is not None:
         return found

@@ -10,7 +10,7 @@ from mlrc_lightning.errors import DatasetError
 
 
 class ImageCsv(ImageFiles):
-    """Reads a CSV with the columns path and label; other columns are left alone.
+    """Reads a CSV with the columns path and label, and split where `split=predefined` is wanted; others are left alone.
 
     Labels that are all integers sort numerically (2 before 10), others alphabetically.
 
@@ -32,6 +32,7 @@ class ImageCsv(ImageFiles):
         folder = table.parent if root is None else Path(root)
         paths: list[Path] = []
         labels: list[str] = []
+        own_split: list[str] = []
         with table.open(newline="", encoding="utf-8-sig") as file:
             rows = csv_module.DictReader(file)
             columns = rows.fieldnames or []
@@ -44,10 +45,13 @@ class ImageCsv(ImageFiles):
                     raise DatasetError(f"{table}, line {rows.line_num}: expected a path and a label, found {row}.")
                 paths.append(folder / row["path"])
                 labels.append(row["label"])
+                own_split.append(row.get("split") or "")
         if not paths:
             raise DatasetError(f"{table}: expected at least one row, found none.")
         numbers = _as_integers(labels)
-        super().__init__(paths, labels if numbers is None else numbers, root=folder)
+        super().__init__(
+            paths, labels if numbers is None else numbers, folder, own_split if "split" in columns else None
+        )
 
 
 def _as_integers(labels: list[str]) -> list[int] | None:

@@ -21,6 +21,8 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 class LabeledImages(Protocol):
     """Images with a class each. Labels are known without opening a single image.
 
+    A dataset with a split of its own has `own_split` as well, what it says of each image (`split=predefined`).
+
     Attributes:
         labels: Class position of each image in label order, 0 to C-1; (N,), int64.
         class_names: Name of each class, in label order; C of them.
@@ -49,6 +51,7 @@ class ImageFiles:
         paths: File of each image; N of them.
         labels: Label of each image; integers sort numerically, strings alphabetically.
         root: Folder that messages and digests name files by.
+        own_split: What the dataset says of each image: one of `splits.OWN_SPLIT_WORDS`; None: nothing.
     """
 
     def __init__(
@@ -56,11 +59,13 @@ class ImageFiles:
         paths: Sequence[Path],
         labels: Sequence[int] | Sequence[str],
         root: Path,
+        own_split: Sequence[str] | None = None,
     ) -> None:
         distinct: list[int | str] = sorted(set(labels))
         position = {label: number for number, label in enumerate(distinct)}
         self.paths = list(paths)
         self.root = root
+        self.own_split = own_split
         self.labels = np.array([position[label] for label in labels], dtype=np.int64)
         self.class_names = [str(label) for label in distinct]
 

@@ -20,7 +20,8 @@ _PREPARE = "python -m mlrc_lightning prepare dataset=sop"
 class StanfordOnlineProducts(ImageFiles):
     """Reads the images that Ebay_train.txt and Ebay_test.txt list, in this order; a class is a product's class_id.
 
-    The protocol halves the classes itself, 11,317 each, one class off the halves of the two files.
+    The protocol halves the classes itself, 11,317 each, one class off the halves of the two files, which are the
+    dataset's own split.
 
     Args:
         root: Folder of the extracted archive, or the folder it was extracted in.
@@ -45,7 +46,8 @@ class StanfordOnlineProducts(ImageFiles):
             )
         paths: list[Path] = []
         labels: list[int] = []
-        for index in _INDEXES:
+        own_split: list[str] = []
+        for index, part in zip(_INDEXES, ("trainval", "test"), strict=True):
             lines = (folder / index).read_text(encoding="utf-8").splitlines()
             if not lines or lines[0].split() != _COLUMNS:
                 raise DatasetError(
@@ -60,7 +62,8 @@ class StanfordOnlineProducts(ImageFiles):
                     )
                 labels.append(int(cells[1]))
                 paths.append(folder / cells[3])
-        super().__init__(paths, labels, root=folder)
+                own_split.append(part)
+        super().__init__(paths, labels, folder, own_split)
         to_do = f"Remove {folder} and extract Stanford_Online_Products.zip again."
         check_complete(self, NAME, NUM_IMAGES, NUM_CLASSES, to_do)
 
