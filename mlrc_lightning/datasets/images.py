@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -128,8 +129,23 @@ def require_folder(root: Path, what: str, to_do: str) -> None:
         raise DatasetError(f"{what}: expected a folder at {root}, found {found} there. {to_do}")
 
 
-def check_complete(images: ImageFiles, what: str, num_images: int, num_classes: int, to_do: str) -> None:
+def check_complete(
+    images: ImageFiles,
+    what: str,
+    num_images: int,
+    num_classes: int,
+    to_do: str,
+    num_images_of: Mapping[str, int] | None = None,
+) -> None:
     """Refuses a published dataset that is not whole, without opening an image.
+
+    Args:
+        images: The dataset.
+        what: Its name, for messages.
+        num_images: Images published.
+        num_classes: Classes published.
+        to_do: What to do where something is missing.
+        num_images_of: Images published of each part of its own split.
 
     Raises:
         DatasetError: A file is missing, or the number of images or classes is not the published one.
@@ -148,6 +164,15 @@ def check_complete(images: ImageFiles, what: str, num_images: int, num_classes: 
             f"{what} at {images.root} has {found[0]:,} images of {found[1]:,} classes, expected {num_images:,} of"
             f" {num_classes:,}; the download may be incomplete. {to_do}"
         )
+    found_of = dict(Counter(images.own_split or ()))
+    if num_images_of is not None and found_of != dict(num_images_of):
+        raise DatasetError(
+            f"{what} at {images.root}: expected {_counts(num_images_of)} images, found {_counts(found_of)}. {to_do}"
+        )
+
+
+def _counts(number_of: Mapping[str, int]) -> str:
+    return ", ".join(f"{number:,} {part}" for part, number in sorted(number_of.items()))
 
 
 def check_classes(images: LabeledImages, min_images_per_class: int) -> None:

@@ -32,7 +32,8 @@ def render_trial(record: TrialRecord) -> str:
         }
         rows += [(text, record.test.baselines[key]) for key, text in names.items() if key in record.test.baselines]
         rows.append((f"test, separated, {size}", record.test.separated))
-        rows.append((f"test, concatenated, {size * 4}", record.test.concatenated))
+        total = "" if record.test.concatenated is None else f", {size * len(record.test.separated_folds)}"
+        rows.append((f"test, concatenated{total}", record.test.concatenated))
     lines = ["| accuracy in % | " + " | ".join(COLUMNS.values()) + " |", "|:--|" + "--:|" * len(COLUMNS)]
     lines += [
         f"| {name} | " + " | ".join(_percent(values, column) for column in COLUMNS) + " |" for name, values in rows

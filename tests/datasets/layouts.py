@@ -121,3 +121,32 @@ def sop(root, num_classes=14, num_images=3):
                 rows.append(f"{position} {label} {label % 2 + 1} {name}\n")
         (folder / f"Ebay_{part}.txt").write_text("".join(rows))
     return folder
+
+
+def inshop(root, num_classes=16, num_images=4, below=("Eval", "Img")):
+    """In-shop's index, count and columns first and padded with blanks; the first half of the items is train."""
+    rows = []
+    for label in range(num_classes, 0, -1):
+        item = f"id_{label:08d}"
+        for number in range(num_images):
+            name = f"img/{('WOMEN', 'MEN')[label % 2]}/Tees_Tanks/{item}/{number + 1:02d}_1_front.jpg"
+            write(root / below[1] / name, jpeg(label, number))
+            part = "train" if label <= num_classes // 2 else ("query", "gallery")[number % 2]
+            rows.append(f"{name:<80}{item:<20}{part}\n")
+    index = root / below[0] / "list_eval_partition.txt"
+    write(index, f"{len(rows)}\nimage_name item_id evaluation_status\n{''.join(rows)}".encode())
+    return root
+
+
+def inaturalist2018(root, num_classes=16, num_images=4):
+    """train_val2018/GROUP/SPECIES/file.jpg and the lists of the split; every fourth species is test."""
+    lines = {"train": [], "test": []}
+    for label in range(num_classes):
+        group = ("Plantae", "Aves")[label % 2]
+        for number in range(num_images):
+            name = f"train_val2018/{group}/{label * 7}/{label:08x}{number}.jpg"
+            write(root / name, jpeg(label, number))
+            lines["test" if label % 4 == 3 else "train"].insert(0, f"{name}\n")
+    for part, rows in lines.items():
+        write(root / "Inat_dataset_splits" / f"Inaturalist_{part}_set1.txt", "".join(rows).encode())
+    return root

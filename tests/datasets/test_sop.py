@@ -9,7 +9,7 @@ import pytest
 from mlrc_lightning.datasets import sop
 from mlrc_lightning.datasets.sop import StanfordOnlineProducts
 from mlrc_lightning.errors import DatasetError
-from mlrc_lightning.splits import first_half_classes, second_half_classes
+from mlrc_lightning.splits import PredefinedSplit, first_half_classes, second_half_classes
 from tests.datasets import layouts
 
 
@@ -26,12 +26,21 @@ def test_classes_follow_their_ids_over_both_files(tmp_path, below):
     images = StanfordOnlineProducts(str(tmp_path / below))
     np.testing.assert_array_equal(images.labels, np.repeat(np.arange(14), 3))
     assert images.class_names == [str(label) for label in range(1, 15)]
+    assert images.own_split == ["trainval"] * 21 + ["test"] * 21
     for index in (0, 20, 41):
         assert images.paths[index].read_bytes() == layouts.jpeg(index // 3 + 1, index % 3)
 
 
 def test_the_halves_are_the_protocols_one_class_off_the_two_files():
     assert (len(first_half_classes(22_634)), len(second_half_classes(22_634))) == (11_317, 11_317)
+
+
+def test_the_official_split_is_that_of_the_two_files(tmp_path):
+    layouts.sop(tmp_path)
+    images = StanfordOnlineProducts(str(tmp_path))
+    for fold in PredefinedSplit(2, class_disjoint=True).folds(images.labels, images.own_split):
+        assert fold.classes("test") == tuple(range(7, 14))
+        assert sorted(fold.classes("train") + fold.classes("val")) == list(range(7))
 
 
 def test_a_missing_image_is_named(tmp_path):
