@@ -50,7 +50,6 @@ class TrialData:
         images: The dataset.
         splits: Of the folds of this trial.
         trainval: Pixels of the images that some fold trains or validates on.
-        test: Pixels of the test images; None where the trial may not read them.
         test_queries: Dataset indices of the test images that query the others; None: all query each other.
 
     Raises:
@@ -68,7 +67,7 @@ class TrialData:
         self.splits = {fold: all_folds[fold] for fold in settings.folds}
         self.test_queries = all_folds[0].queries
         self.trainval = self._pixels("trainval", trainval_images(all_folds))
-        self.test = self._pixels("test", all_folds[0].test) if settings.opens_test_classes else None
+        self._test = self._pixels("test", all_folds[0].test) if settings.opens_test_classes else None
         self.description = {
             "name": settings.dataset.name,
             "num_classes": self.num_classes,
@@ -76,6 +75,20 @@ class TrialData:
             "num_trainval_images": len(self.trainval.cache.indices),
             "trainval_fingerprint": self.images.fingerprint(self.trainval.cache.indices),
         }
+
+    @property
+    def test(self) -> Pixels:
+        """Pixels of the test images.
+
+        Raises:
+            ConfigError: The stage is one that may not read them.
+        """
+        if self._test is None:
+            raise ConfigError(
+                f"stage={self._settings.stage}: expected no use of the test images, found one: a search picks by"
+                " validation alone. Test what it found with stage=train."
+            )
+        return self._test
 
     def _pixels(self, half: Half, indices: Indices) -> Pixels:
         # other arguments of the same dataset, and another split, are another cache: two runs never replace each

@@ -53,7 +53,6 @@ def evaluate_on_test_classes(
 
     Source: Musgrave et al. 2020, section 3.3; PROTOCOL.md section 1.8.
     """
-    assert data.test is not None
     images = data.test.cache.indices
     log.info("Opening the test images: %d of %d classes", len(images), len(np.unique(data.test.labels[images])))
     opened_at = now()
@@ -95,7 +94,6 @@ def metrics_on_test(embeddings: Tensor, data: TrialData) -> RetrievalMetrics:
         embeddings: (N, E), in the order of the test images.
         data: With the test images.
     """
-    assert data.test is not None
     images = data.test.cache.indices
     labels = torch.from_numpy(data.test.labels[images])
     if data.test_queries is None:
@@ -155,7 +153,6 @@ def _baselines(
     settings: TrialSettings, data: TrialData, folds: Sequence[FoldResult], folder: Path, notes: list[str]
 ) -> dict[str, Any]:
     """Returns the accuracies without training; the mean over folds where their initial weights differ."""
-    assert data.test is not None
     pixels, images = data.test, data.test.cache.indices
     size = settings.embedder.embedding_size
     # pretrained trunks are the same in every fold, random ones are not

@@ -45,7 +45,6 @@ def prepare(overrides: Sequence[str], config_dir: Path | None = None) -> str:
     if hasattr(get_class(target["_target_"]), "prepare"):
         build({**target, "_target_": f"{target['_target_']}.prepare"}, "dataset.images")
     data = TrialData(dataclasses.replace(settings, stage="train"))
-    assert data.test is not None
     index, digest = _write_index(data)
     return (
         f"{settings.dataset.name}: {len(data.images.labels):,} images of {data.num_classes:,} classes, all decoded;"
@@ -59,7 +58,6 @@ def _write_index(data: TrialData) -> tuple[Path, str]:
 
     Two machines with the same list train and test on the same pixels, whatever their JPEG decoders.
     """
-    assert data.test is not None
     rows: list[tuple[int, str, str, str, int, int, str]] = []
     for half, cache in (("trainval", data.trainval.cache), ("test", data.test.cache)):
         pixels = cache.open()

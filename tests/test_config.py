@@ -102,6 +102,41 @@ def test_the_protocol_id_changes_with_the_protocol_and_with_nothing_else(compose
         assert protocol(compose_config, other) != base, other
 
 
+def test_a_split_that_is_not_the_papers_is_part_of_the_protocol(compose_config):
+    base = protocol(compose_config)
+    assert base == "mlrc-small_cnn-ea4630ec", "the name of results that are there already"
+    assert protocol(compose_config, "split=mlrc") == protocol(compose_config, "split.num_folds=4") == base
+    others = {
+        split: protocol(compose_config, f"split={split}") for split in ("class_disjoint", "closed_set", "predefined")
+    }
+    for split, other in others.items():
+        assert re.fullmatch(rf"mlrc-small_cnn-{split}-[0-9a-f]{{8}}", other)
+    assert protocol(compose_config, "split=closed_set", "split.splitter.seed=1") != others["closed_set"]
+    assert protocol(compose_config, "split.num_folds=3") != base
+    assert protocol(compose_config, "split.splitter._target_=mine.Split") != base
+
+
+@pytest.mark.parametrize("dataset", ["inshop", "inaturalist2018"])
+def test_a_dataset_with_a_published_split_brings_it_unless_another_is_asked_for(compose_config, dataset):
+    assert compose_config(f"dataset={dataset}").split.name == "predefined"
+    assert compose_config(f"dataset={dataset}", "split=mlrc").split.name == "mlrc"
+    assert compose_config("split=class_disjoint", f"dataset={dataset}").split.name == "class_disjoint"
+
+
+def test_the_trials_of_another_split_lie_elsewhere(compose_config):
+    assert run_folder(compose_config, "split=closed_set") != run_folder(compose_config)
+    assert run_folder(compose_config, "split=mlrc").endswith("/glyphs/arcface/train/672d97ee"), "found again"
+
+
+def test_a_fold_must_be_one_of_the_split(settings):
+    assert settings("split.num_folds=6", "fold=5").folds == (5,)
+    assert settings("split=closed_set", "split.num_folds=2").folds == (0, 1)
+    with pytest.raises(ConfigError, match="fold=2: expected all, one of 0 to 1"):
+        settings("split.num_folds=2", "fold=2")
+    with pytest.raises(ConfigError, match="split.num_folds=0: expected >= 1"):
+        settings("split.num_folds=0")
+
+
 def test_a_datasets_own_schedule_is_no_deviation(compose_config):
     names = ["dataset=glyphs", "dataset=omniglot"]
     assert len({protocol(compose_config, name) for name in names}) == 1

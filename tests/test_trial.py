@@ -13,11 +13,13 @@ import torch
 
 from mlrc_lightning import assembly, trial
 from mlrc_lightning.callbacks import FoldCheckpoint
+from mlrc_lightning.config import trial_settings
 from mlrc_lightning.datasets.glyphs import CHARACTERS, Glyphs
 from mlrc_lightning.errors import ConfigError, DatasetError, NonFiniteError, RecordError, SplitError
 from mlrc_lightning.evaluation import reduce_by_pca
 from mlrc_lightning.metrics import METRICS, retrieval_metrics
 from mlrc_lightning.records import TrialRecord, read_json
+from mlrc_lightning.splits import FoldSplit
 from mlrc_lightning.tables.trial import render_trial
 from mlrc_lightning.trial import objective_values, run_trial
 
@@ -240,3 +242,89 @@ def test_pca_keeps_the_distances_of_standardised_features():
     reduced = reduce_by_pca(features, 6)
     distances = [torch.cdist(values.double(), values.double()) for values in (reduced, standardised)]
     torch.testing.assert_close(*distances, rtol=1e-4, atol=1e-4)
+
+
+SPLITS = {
+    # overrides; images of train, val and test of a fold of 24 classes with 6 images; classes of each
+    "class_disjoint": (["split=class_disjoint"], (54, 18, 72), (9, 3, 12)),
+    "closed_set": (["split=closed_set", "split.num_folds=3", "dataset.images.images_per_class=12"], (96, 48, 144), 24),
+    "mlrc_of_3": (["split.num_folds=3"], (48, 24, 72), (8, 4, 12)),
+}
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_a_trial_on_another_split_trains_validates_and_tests_its_images(settings, folder, name):
+    overrides, num_images, num_classes = SPLITS[name]
+    s = settings(*QUICK, *overrides, "schedule.max_epochs=1")
+    record = run_trial(s, folder)
+    assert record.status == "complete"
+    assert [fold.fold for fold in record.folds] == list(range(s.split.num_folds))
+    assert record.settings["split"]["name"] in record.protocol
+    classes = num_classes if isinstance(num_classes, tuple) else (num_classes,) * 3
+    for fold in record.folds:
+        assert (fold.num_train_images, fold.num_val_queries, record.test.num_queries) == num_images
+        assert (len(fold.train_classes), len(fold.val_classes)) == classes[:2]
+    assert record.test.concatenated is not None
+    assert f"test, concatenated, {128 * s.split.num_folds}" in render_trial(record)
+    data = assembly.TrialData(s)
+    assert len(set(data.images.labels[data.test.cache.indices])) == classes[2]
+    for split in data.splits.values():
+        assert set(data.trainval.cache.indices) == set(split.train) | set(split.val)
+        assert set(data.trainval.cache.indices).isdisjoint(data.test.cache.indices)
+
+
+def test_the_split_column_of_a_csv_is_trained_validated_and_tested(compose_config, tmp_path, folder, image_folder):
+    rows = ["path,label,split"]
+    for path in sorted(image_folder.rglob("*.jpg")):
+        label = int(path.parent.name[-2:])
+        part = "test" if label in (0, 5) else "val" if label in (1, 2) else "train"
+        rows.append(f"{path.relative_to(image_folder)},{label},{part}")
+    (image_folder / "table.csv").write_text("\n".join(rows))
+    overrides = [
+        "dataset=image_csv", f"dataset.images.csv={image_folder / 'table.csv'}", "split=predefined",
+        "trunk=small_cnn", "transform.resize=32", "transform.crop=32", "trainer=cpu", f"data_root={tmp_path}",
+        "schedule.max_epochs=1", "schedule.save_interval=1", "loss=triplet", *QUICK,
+    ]  # fmt: skip
+    with pytest.raises(SplitError, match="names its val images.*Add split.num_folds=1"):
+        run_trial(trial_settings(compose_config(*overrides), is_sweep_job=False), folder / "a")
+    record = run_trial(trial_settings(compose_config(*overrides, "split.num_folds=1"), is_sweep_job=False), folder)
+    (fold,) = record.folds
+    assert fold.val_classes == (1, 2)
+    assert fold.train_classes == (3, 4, 6, 7, 8, 9, 10, 11)
+    assert record.test.num_queries == 8
+    # one fold: its embedding is the concatenated one
+    assert record.test.concatenated == record.test.separated
+
+
+def test_caches_of_two_splits_never_replace_each_other(settings):
+    first, other = (assembly.TrialData(settings(split)) for split in ("split=mlrc", "split=closed_set"))
+    assert first.trainval.cache.file.parent != other.trainval.cache.file.parent
+    assert first.trainval.cache.file.exists()
+    again = assembly.TrialData(settings("split=mlrc"))
+    assert again.trainval.cache.file == first.trainval.cache.file
+
+
+class LeakingSplit:
+    """A splitter of a user who made a mistake: the first test image is trained on as well."""
+
+    def folds(self, labels, own_split):
+        train, val, test = np.arange(0, 60), np.arange(60, 72), np.arange(72, 144)
+        return [FoldSplit(0, labels, np.append(train, 72), val, test)]
+
+
+class MySplit:
+    """A splitter of a user: the last classes are validated on, one fold."""
+
+    def folds(self, labels, own_split):
+        return [FoldSplit(0, labels, np.arange(72, 126), np.arange(126, 144), np.arange(72))]
+
+
+def test_a_splitter_of_ones_own_is_taken_by_its_name_and_a_planted_leak_of_it_refused(settings, folder):
+    own = ["split.name=mine", "split.num_folds=1", "dataset.images.images_per_class=6"]
+    s = settings(*QUICK, *own, "~split.splitter.num_folds", f"split.splitter._target_={__name__}.MySplit")
+    record = run_trial(s, folder)
+    assert record.folds[0].val_classes == (21, 22, 23)
+    assert record.test.num_queries == 72
+    leaking = settings(*own, "~split.splitter.num_folds", f"split.splitter._target_={__name__}.LeakingSplit")
+    with pytest.raises(SplitError, match="train and test to share no image, found 1 shared"):
+        assembly.TrialData(leaking)

@@ -46,7 +46,25 @@ def test_every_source_is_one_that_can_be_read_and_every_known_digest_is_given(co
     assert all(len(url.split()) == 1 for file in files for url in file.urls)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("inshop", {"list_eval_partition.txt": None, "img.zip": None}),
+        (
+            "inaturalist2018",
+            # README of visipedia/inat_comp, folder 2018
+            {"Inat_dataset_splits.zip": None, "train_val2018.tar.gz": "b1c6952ce38f31868cc50ea72d066cc3"},
+        ),
+    ],
+)
+def test_sources_of_the_datasets_beside_the_papers_can_be_read(compose_config, name, files):
+    sources = OmegaConf.to_container(compose_config(f"dataset={name}").dataset.images.sources, resolve=True)
+    found = [_remote_file(file) for alternative in sources for file in alternative]
+    assert {file.name: file.md5 for file in found} == files
+    assert all(len(url.split()) == 1 for file in found for url in file.urls)
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, "inshop", "inaturalist2018"])
 def test_without_its_data_it_says_how_to_get_it_and_leaves_nothing_behind(compose_config, tmp_path, name):
     cfg = compose_config(f"dataset={name}", f"data_root={tmp_path}")
     settings = trial_settings(cfg, is_sweep_job=False)
