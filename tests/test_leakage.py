@@ -65,7 +65,7 @@ def overrides(photos):
         "dataset=image_folder", f"dataset.images.root={photos / 'photos'}", f"data_root={photos / 'data'}",
         f"output_root={photos / 'outputs'}", "trunk=small_cnn", "transform.resize=20", "transform.crop=16",
         "trainer=cpu", "schedule.max_epochs=1", "schedule.save_interval=1", "schedule.iterations_per_epoch=1",
-        "evaluation.baselines=false", "loss=triplet", "batch_size=8",
+        "evaluation.baselines=false", "loss=triplet", "fold=0",
     ]  # fmt: skip
 
 

@@ -297,10 +297,13 @@ def test_the_split_column_of_a_csv_is_trained_validated_and_tested(compose_confi
 
 
 def test_caches_of_two_splits_never_replace_each_other(settings):
-    first, other = (assembly.TrialData(settings(split)) for split in ("split=mlrc", "split=closed_set"))
+    def data(split):
+        return assembly.TrialData(settings(split, "dataset.images.images_per_class=16"))
+
+    first, other = data("split=mlrc"), data("split=closed_set")
     assert first.trainval.cache.file.parent != other.trainval.cache.file.parent
     assert first.trainval.cache.file.exists()
-    again = assembly.TrialData(settings("split=mlrc"))
+    again = data("split=mlrc")
     assert again.trainval.cache.file == first.trainval.cache.file
 
 
@@ -320,7 +323,7 @@ class MySplit:
 
 
 def test_a_splitter_of_ones_own_is_taken_by_its_name_and_a_planted_leak_of_it_refused(settings, folder):
-    own = ["split.name=mine", "split.num_folds=1", "dataset.images.images_per_class=6"]
+    own = ["split.name=mine", "split.num_folds=1"]
     s = settings(*QUICK, *own, "~split.splitter.num_folds", f"split.splitter._target_={__name__}.MySplit")
     record = run_trial(s, folder)
     assert record.folds[0].val_classes == (21, 22, 23)
