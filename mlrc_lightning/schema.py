@@ -19,6 +19,8 @@ from mlrc_lightning.errors import ConfigError
 
 T = TypeVar("T")
 
+NUM_FOLDS = 4
+"""Folds of the original's experiments (section 1.6), as its folders count them; ours are `split.num_folds`."""
 ALL_FOLDS = "all"
 STAGES = ("train", "search")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
