@@ -25,19 +25,26 @@ def train(cfg: DictConfig) -> dict[str, list[float]]:
     is_sweep_job = job.mode == RunMode.MULTIRUN
     folder = Path(job.runtime.output_dir)
     try:
-        settings = trial_settings(cfg, is_sweep_job=is_sweep_job)
+        runs: list[int | None] = [cfg.run]
+        folders = [folder]
+        if cfg.stage == "untrained" and not is_sweep_job:
+            # without a number all of them: they need no training
+            runs = list(range(cfg.num_runs)) if cfg.run is None else [cfg.run]
+            folders = [folder / str(run) for run in runs]
+        settings = [trial_settings(cfg, is_sweep_job=is_sweep_job, run=run) for run in runs]
         # torch and Lightning are imported once the configuration is known to be good
         from mlrc_lightning.tables.trial import render_trial
         from mlrc_lightning.trial import objective_values, run_trial
 
-        record = run_trial(settings, folder)
+        records = [run_trial(*of_run) for of_run in zip(settings, folders, strict=True)]
     except Exception as error:
         if not is_sweep_job and not wants_traceback():
             exit_if_usage_error(error)
         raise
     if not is_sweep_job:
-        sys.stdout.write(f"\n{render_trial(record)}\n\nRecord: {folder / RECORD_FILE}\n")
-    return objective_values(record)
+        for record, of_run in zip(records, folders, strict=True):
+            sys.stdout.write(f"\n{render_trial(record)}\n\nRecord: {of_run / RECORD_FILE}\n")
+    return objective_values(records[0])
 
 
 def main() -> Any:

@@ -1,4 +1,4 @@
-"""Everything beside training: python -m mlrc_lightning prepare | show | status | reproduce | figure | …"""
+"""Everything beside training: python -m mlrc_lightning prepare | show | status | evaluate | reproduce | figure | …"""
 
 from __future__ import annotations
 
@@ -23,10 +23,6 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("folder", nargs="?", type=Path, default=Path("outputs"), help="searches in and below it")
     show = commands.add_parser("show", help="print the table of finished trials")
     show.add_argument("runs", nargs="+", type=Path, help="folders or record.json files of trials")
-    reproduce = commands.add_parser("reproduce", help="run an experiment folder of the original again")
-    reproduce.add_argument("folder", type=Path, help="with configs/*.yaml of powerful-benchmarker")
-    reproduce.add_argument("overrides", nargs="*", help="as for train.py; they win over the folder's")
-    reproduce.add_argument("--print", action="store_true", help="only print the command of train.py that does it")
     export = commands.add_parser("export-original", help="write a trial's models as trunk_best.pth, embedder_best.pth")
     export.add_argument("run", type=Path, help="folder of a finished trial with trunk=bn_inception")
     export.add_argument("folder", type=Path, help="gets Test50_50_Partitions4_<fold>/saved_models/")
@@ -34,6 +30,34 @@ def _parser() -> argparse.ArgumentParser:
     figure.add_argument("names", nargs="+", choices=["all", *NAMES], metavar="NAME", help=f"all, {', '.join(NAMES)}")
     figure.add_argument("--outputs", type=Path, default=Path("outputs"), help="results below it")
     figure.add_argument("--format", choices=["png", "svg", "html", "all"], default="all")
+    evaluate = commands.add_parser("evaluate", help="evaluate the kept models of finished runs again")
+    evaluate.add_argument("runs", nargs="+", type=Path, help="folders or record.json files of runs")
+    evaluate.add_argument("--split", choices=("test", "val", "train"), default="test", help="classes to retrieve in")
+    evaluate.add_argument("--embedding", choices=("separated", "concatenated", "both"), default="both")
+    reproduce = commands.add_parser(
+        "reproduce", help="train runs again from their records, and compare; or run experiment folders of the original"
+    )
+    reproduce.add_argument(
+        "words",
+        nargs="+",
+        metavar="RUN",
+        help="folders or record.json files of runs; or folders with configs/*.yaml of powerful-benchmarker, and"
+        " overrides KEY=VALUE as for train.py, which win over those folders'",
+    )
+    reproduce.add_argument("--name", help="of the new folder, beside the old one; otherwise OLD-again")
+    reproduce.add_argument("--exact", action="store_true", help="demand the same packages and, on a CPU, equal weights")
+    reproduce.add_argument(
+        "--print", action="store_true", help="of the original's folders only print the command of train.py that does it"
+    )
+    for command in (evaluate, reproduce):
+        command.add_argument("--data-root", help="where the datasets are here, if not where the record says")
+        command.add_argument(
+            "--config-dir",
+            type=Path,
+            action="append",
+            default=[],
+            help="your own configuration, whose classes are trusted",
+        )
     return parser
 
 
@@ -42,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)
     if parsed.command == "reproduce" and not any(word.startswith("-") for word in rest):
-        parsed.overrides += rest  # of which argparse reads none behind an option
+        parsed.words += rest  # of which argparse reads none behind an option
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -57,8 +81,10 @@ def main(arguments: list[str] | None = None) -> None:
             # the plugin set is beside the package: called like any other program, and never imported
             sys.argv = ["status", "status", str(parsed.folder)]
             runpy.run_module("hydra_plugins.mlrc_ax_sweeper", run_name="__main__")
+        elif parsed.command == "evaluate":
+            _evaluate(parsed)
         elif parsed.command == "reproduce":
-            _reproduce(parsed.folder, parsed.overrides, only_print=parsed.print)
+            _reproduce(parsed)
         elif parsed.command == "export-original":
             from mlrc_lightning.original import export_original
 
@@ -69,21 +95,61 @@ def main(arguments: list[str] | None = None) -> None:
             for path in draw(parsed.names, parsed.outputs, parsed.format):
                 print(path)
         else:
-            from mlrc_lightning.records import RECORD_FILE, TrialRecord, read_json
-            from mlrc_lightning.tables.trial import render_trial
-
-            for path in parsed.runs:
-                print(render_trial(read_json(path / RECORD_FILE if path.is_dir() else path, TrialRecord)), "\n")
+            _show(parsed.runs)
 
     run(command)
 
 
-def _reproduce(folder: Path, overrides: list[str], only_print: bool) -> None:
-    """Runs what a folder describes once more."""
-    from mlrc_lightning.original_configs import is_original, read_original
+def _show(paths: list[Path]) -> None:
+    from mlrc_lightning.records import read_evaluations, read_run
+    from mlrc_lightning.tables.trial import render_trial
 
-    if not is_original(folder):
-        raise ConfigError(f"{folder}: expected configs/*.yaml of the original, found no experiment folder.")
+    for path in paths:
+        folder, record = read_run(path)
+        print(render_trial(record), "\n")
+        later = sum(evaluation.get("split") == "test" for evaluation in read_evaluations(folder))
+        if later:
+            first = int(record.test is not None)
+            print(f"Test classes opened {first + later} times: {first} after training, {later} by evaluate.\n")
+
+
+def _evaluate(parsed: argparse.Namespace) -> None:
+    from mlrc_lightning.evaluate import evaluate
+
+    for path in parsed.runs:
+        print(evaluate(path, parsed.split, parsed.embedding, parsed.config_dir, parsed.data_root), "\n", flush=True)
+
+
+def _reproduce(parsed: argparse.Namespace) -> None:
+    """Runs what folders describe once more: records of ours, experiments of the original."""
+    from mlrc_lightning.original_configs import is_original
+
+    overrides = [word for word in parsed.words if "=" in word and not Path(word).exists()]
+    folders = [Path(word) for word in parsed.words if word not in overrides]
+    for folder in folders:
+        if is_original(folder):
+            _reproduce_original(folder, overrides, parsed.print)
+            continue
+        if not folder.exists():
+            raise ConfigError(
+                f"{folder}: expected configs/*.yaml of the original or a record.json, found no such folder."
+            )
+        if overrides or parsed.print:
+            found = overrides[0] if overrides else "--print"
+            raise ConfigError(f"{folder}: a run is trained again as its record says; expected no {found} beside it.")
+        from mlrc_lightning.reproduce import reproduce
+
+        where = {"config_folders": parsed.config_dir, "data_root": parsed.data_root}
+        print(reproduce(folder, parsed.name, exact=parsed.exact, **where), "\n", flush=True)
+    if not folders:
+        raise ConfigError(
+            f"{' '.join(parsed.words)}: expected the folder of a run or of an experiment of the original."
+        )
+
+
+def _reproduce_original(folder: Path, overrides: list[str], only_print: bool) -> None:
+    from mlrc_lightning.original_configs import read_original
+
     experiment = read_original(folder, overrides)
     for unmapped in experiment.unmapped:
         print(f"not mapped: {unmapped}", file=sys.stderr)

@@ -6,7 +6,7 @@ import io
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -175,8 +175,8 @@ class FoldCheckpoint(pl.callbacks.Checkpoint):
             trainer.should_stop = trainer.should_stop or self.selection.should_stop(epoch)
 
     def remove_resume_state(self) -> None:
-        """Frees the space of `latest.pt` once the fold's result is on disk."""
-        (self.folder / _RESUME_FILE).unlink(missing_ok=True)
+        """Frees the space of what only a resume needs, once the fold's result is on disk."""
+        remove_resume_state(self.folder)
 
     def _add(
         self,
@@ -225,6 +225,13 @@ class FoldCheckpoint(pl.callbacks.Checkpoint):
         for path in self.folder.glob("*_epoch*.safetensors"):
             if path not in kept:
                 path.unlink()
+
+
+def remove_resume_state(folder: Path, kept: Collection[Path] = ()) -> None:
+    """Removes what a resume of a fold needs: `latest.pt`, and the weights by epoch, those in `kept` excepted."""
+    for path in [folder / _RESUME_FILE, *folder.glob("*_epoch*.safetensors")]:
+        if path not in kept:
+            path.unlink(missing_ok=True)
 
 
 def save_weights(path: Path, module: torch.nn.Module) -> None:

@@ -11,35 +11,41 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mlrc_lightning.errors import ConfigError, MlrcError
 from mlrc_lightning.optima import Optimum, published_optimum
-from mlrc_lightning.schema import TrialSettings, read
+from mlrc_lightning.schema import RUN_STAGES, TrialSettings, read
+from mlrc_lightning.search_optimum import search_optimum
 from mlrc_lightning.search_spaces import search_space
 
 PROTOCOL = "mlrc"
 _PROTOCOL_KEYS = ("trunk", "transform", "embedder", "optimizer", "schedule")
 _OPTIONS = ("scheduler", "gradient_clip", "sampler", "evaluation")
 """Their defaults are left out of every digest: what they are off, or the protocol's, a run is what it was without."""
-_NOT_OF_THE_TRIAL = ("stage", "fold", "logger", "trainer", "keep_models", "data_root", "hyperparameters")
+_NOT_OF_THE_TRIAL = (
+    "stage", "fold", "logger", "trainer", "keep_models", "data_root", "hyperparameters", "run", "root_seed",
+)  # fmt: skip
 _EVALUATION_OPTIONS = {"check_untrained_accuracy": None, "clustering": False}
 """What changes the figures of `evaluation`, with the value that leaves them as they are."""
 _PLACES = ("root", "csv", "archive", "download", "sources")
 """Where a dataset lies, or comes from, does not change what it is."""
 _UNNAMED_BATCH_SIZE = 32
 """The batch size of the paper's three benchmarks that carry the dataset's name alone."""
-_NOT_SETTINGS = ("study", "max_trials", "output_root", "search_space", "hydra")
+_NOT_SETTINGS = ("study", "max_trials", "num_runs", "run_set", "output_root", "search_space", "hydra")
 
 
-def trial_settings(cfg: DictConfig, *, is_sweep_job: bool) -> TrialSettings:
+def trial_settings(cfg: DictConfig, *, is_sweep_job: bool, run: int | None = None) -> TrialSettings:
     """Reads and checks the configuration of one job.
 
     Args:
         cfg: As Hydra composed it.
         is_sweep_job: Whether a sweeper started the job: then `stage=train` is a search, which cannot reach the
             test classes.
+        run: Number of the run, in the place of the configuration's.
 
     Raises:
         ConfigError: A key is missing, or a value out of range; the message names it.
@@ -49,16 +55,31 @@ def trial_settings(cfg: DictConfig, *, is_sweep_job: bool) -> TrialSettings:
         values["dataset"].pop("download", None)  # what it says is in dataset.images.download
     if is_sweep_job and values.get("stage") == "train":
         values["stage"] = "search"
+    values["hyperparameters"].pop("allow_unfinished", None)
+    values["root_seed"] = values["seed"]
+    values["run"] = values["run"] if run is None else run
+    if values["stage"] in RUN_STAGES and isinstance(values["run"], int) and values["run"] >= 0:
+        _check_run_set(cfg)
+        values["seed"] = seed_of_run(values["seed"], values["run"])
     return read(TrialSettings, values)
+
+
+def seed_of_run(root_seed: int, run: int) -> int:
+    """Returns the seed of a run: that of child `run` of numpy's SeedSequence(root_seed)."""
+    import numpy as np
+
+    return int(np.random.SeedSequence(root_seed, spawn_key=(run,)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the part of a trial's settings that decides its figures; two runs with the same one are the same run.
 
     Places of files, hardware, the choice of folds and the stage are left out; precision is not. So is where
-    hyperparameters come from: their values count, and are among the loss's.
+    hyperparameters come from: their values count, and are among the loss's. Without training the loss does not.
     """
     values = {key: value for key, value in settings.items() if key not in (*_NOT_OF_THE_TRIAL, *_OPTIONS)}
+    if settings["stage"] == "untrained":
+        del values["loss"]
     dataset = {key: value for key, value in values["dataset"].items() if key not in _PLACES}
     dataset["images"] = {key: value for key, value in dataset["images"].items() if key not in _PLACES}
     if is_the_papers_split(values["split"]):
@@ -90,6 +111,8 @@ def register_resolvers() -> None:
         "mlrc.benchmark": _benchmark,
         "mlrc.protocol_id": _protocol_id,
         "mlrc.trial_id": _trial_id,
+        "mlrc.run_set": _run_set,
+        "mlrc.run_space": _run_space,
         "mlrc.search_space": _search_space,
         "mlrc.search_method": _search_method,
         "mlrc.max_trials": _max_trials,
@@ -142,8 +165,59 @@ def _protocol_id(*, _root_: DictConfig) -> str:
 
 
 def _trial_id(*, _root_: DictConfig) -> str:
-    keys = [str(key) for key in _root_ if key not in (*_NOT_SETTINGS, "protocol")]
-    return _digest(_as_floats(identity(_resolved(_root_, keys))))
+    return _digest(_identity_of(_root_))
+
+
+def _identity_of(cfg: DictConfig) -> dict[str, Any]:
+    keys = [str(key) for key in cfg if key not in (*_NOT_SETTINGS, "protocol")]
+    values: dict[str, Any] = _as_floats(identity(_resolved(cfg, keys)))
+    return values
+
+
+def _run_set(*, _root_: DictConfig) -> str:
+    """Names the runs of one setting: where its hyperparameters come from, and a hash of all but the seed."""
+    hyperparameters = _root_.hyperparameters
+    is_as_found = hyperparameters.name in ("paper", "search") and not hyperparameters.replaced
+    source = hyperparameters.name if is_as_found and _root_.stage != "untrained" else "given"
+    values = _identity_of(_root_)
+    del values["seed"]
+    return f"{source}-{_digest(values)}"
+
+
+def _run_space(*, _root_: DictConfig) -> Any:
+    """Returns the grid of runs, and their set, which each job compares with its own."""
+    if _is_of_several_sets(_root_):
+        return OmegaConf.create({})  # each set gets a configuration of its own, with its own loss
+    if _root_.run is not None:
+        raise ConfigError(
+            f"run={_root_.run} with -m: expected null, because -m does all runs from 0 to num_runs-1, those that are"
+            " finished excepted. For this run alone, leave -m out."
+        )
+    if not isinstance(_root_.num_runs, int) or _root_.num_runs < 1:
+        raise ConfigError(f"num_runs={_root_.num_runs}: expected 1 or more.")
+    return OmegaConf.create(
+        {
+            "run": {"type": "choice", "values": list(range(_root_.num_runs))},
+            "run_set": {"type": "fixed", "value": _root_.run_set},
+        }
+    )
+
+
+def _is_of_several_sets(cfg: DictConfig) -> bool:
+    """Returns whether the command line makes several sweeps, of losses say; this is the configuration before them."""
+    overrides = OverridesParser.create().parse_overrides(list(cfg.hydra.overrides.task))
+    return any(o.is_sweep_override() and o.key_or_group in cfg.hydra.sweeper.search_per for o in overrides)
+
+
+def _check_run_set(cfg: DictConfig) -> None:
+    """Refuses a job that is not of the set whose folder it would write to."""
+    found = _run_set(_root_=cfg)
+    if cfg.run_set != found:
+        raise ConfigError(
+            f"run_set={cfg.run_set}: expected {found}. The runs of one set differ in their number alone: sweep over"
+            " nothing but loss, dataset, batch_size and hyperparameters. Where a search has gone on since and found"
+            " another best setting, repeat the command, which begins a set of its own."
+        )
 
 
 def _search_space(*, _root_: DictConfig) -> Any:
@@ -172,14 +246,15 @@ def _num_points(cfg: DictConfig) -> int | None:
 
 
 def _paper_or(parameter: str, default: Any, *, _root_: DictConfig) -> Any:
-    """Returns the paper's value of a hyperparameter under `hyperparameters=paper`, otherwise the default.
+    """Returns the paper's or the search's value of a hyperparameter where these are chosen, otherwise the default.
 
     It stands in the loss's YAML in the place of the value, so that whatever replaces that value (the command line, an
-    experiment, a sweeper) replaces the paper's as well. The paper's takes the type of the default.
+    experiment, a sweeper) replaces the paper's as well. The value takes the type of the default. A parameter is named
+    as the reference data does, or by its configuration key.
     """
-    if _root_.hyperparameters.name != "paper":
+    if _root_.hyperparameters.name not in ("paper", "search"):
         return default
-    key = _root_.loss.parameter_names[parameter]
+    key = (_root_.loss.parameter_names or {}).get(parameter, parameter)
     value = _optimum(_root_).values.get(key)
     return default if value is None else type(default)(value)
 
@@ -192,14 +267,44 @@ def _optimum_as_config(field: str, *, _root_: DictConfig) -> Any:
     if field == "published":
         return OmegaConf.create(optimum.values)
     assert field == "replaced"
-    return OmegaConf.create(
-        [key for key, value in optimum.values.items() if OmegaConf.select(_root_, key, default=None) != value]
-    )
+    found = {key: OmegaConf.select(_root_, key, default=None) for key in optimum.values}
+    replaced = [key for key, value in optimum.values.items() if found[key] != value]
+    if replaced and _root_.hyperparameters.name == "search":
+        key = replaced[0]
+        raise ConfigError(
+            f"hyperparameters=search: the search has {key}={optimum.values[key]}, the configuration {found[key]}. For"
+            " values of your own choose hyperparameters=default, and give them all. In the YAML of a loss of your own,"
+            f" write ${{mlrc.paper_or:{key},DEFAULT}} in the place of the default, which takes the search's value."
+        )
+    return OmegaConf.create(replaced)
 
 
 def _optimum(cfg: DictConfig) -> Optimum:
     loss = cfg.loss
+    if cfg.hyperparameters.name == "search":
+        folder = Path(cfg.output_root) / cfg.protocol / cfg.benchmark / loss.name / cfg.study
+        found = search_optimum(folder, cfg.hyperparameters.allow_unfinished, _search_command(cfg))
+        return Optimum(found.source, {k: v for k, v in found.values.items() if _decides_figures(k, v)})
     return published_optimum(loss.paper_name, cfg.dataset.paper_setting, cfg.batch_size, loss.parameter_names)
+
+
+def _decides_figures(key: str, value: Any) -> bool:
+    """Returns whether an override of a search must hold for its reproductions too: the loss's, and other numbers."""
+    group, _, rest = key.partition(".")
+    if not rest or group in (*_NOT_OF_THE_TRIAL, *_NOT_SETTINGS, "evaluation"):
+        return False
+    return group == "loss" or isinstance(value, int | float)
+
+
+def _search_command(cfg: DictConfig) -> str:
+    """Returns the command of the search whose results this command wants."""
+    if "hydra" in cfg:
+        overrides = cfg.hydra.overrides.task
+    else:
+        overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else [f"loss={cfg.loss.name}"]
+    other = ("stage", "hyperparameters", "hyperparameters.allow_unfinished", "run", "num_runs", "run_set")
+    kept = [text for text in overrides if text.lstrip("+~").partition("=")[0] not in other]
+    return " ".join(["python train.py -m", *kept])
 
 
 def _on(values: Mapping[str, Any], otherwise: Any, *, _root_: DictConfig) -> Any:

@@ -17,9 +17,14 @@ PACKAGES = (
 )  # fmt: skip
 
 
-@cache
 def environment() -> dict[str, Any]:
-    """Returns a JSON-able description; the same object for the life of the process."""
+    """Returns a JSON-able description."""
+    torch = sys.modules.get("torch")
+    return {**_machine(), "num_threads": None if torch is None else torch.get_num_threads()}
+
+
+@cache
+def _machine() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

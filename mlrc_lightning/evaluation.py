@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,24 @@ from mlrc_lightning.assembly import TrialData, build_module, build_trainer, clus
 from mlrc_lightning.callbacks import PARTS
 from mlrc_lightning.datamodule import Pixels, evaluation_loader
 from mlrc_lightning.errors import WeightsError
-from mlrc_lightning.metrics import RetrievalMetrics, clustering_metrics, retrieval_metrics
+from mlrc_lightning.metrics import METRICS, RetrievalMetrics, clustering_metrics, retrieval_metrics
 from mlrc_lightning.module import EmbeddingModule
+from mlrc_lightning.queries import QUERIES_FILE, QueryAccuracies, QueryResults, write_queries
 from mlrc_lightning.records import Accuracies, EvaluationResult, FoldResult, now
 from mlrc_lightning.schema import TrialSettings
-from mlrc_lightning.splits import FoldSplit, Indices
+from mlrc_lightning.splits import FoldSplit, Indices, Split
 
 log = logging.getLogger(__name__)
 
 UNTRAINED_TRUNK = "untrained_trunk"
 UNTRAINED_TRUNK_PCA = "untrained_trunk_pca"
 UNTRAINED_EMBEDDER = "untrained_embedder"
+UNTRAINED_TRUNK_PCA_CONCATENATED = "untrained_trunk_pca_concatenated"
+"""By PCA to the width of the concatenated embedding: with `UNTRAINED_TRUNK_PCA` the paper's "Pretrained" row."""
+UNTRAINED_EMBEDDER_CONCATENATED = "untrained_embedder_concatenated"
+TRUNK_BASELINES = (UNTRAINED_TRUNK, UNTRAINED_TRUNK_PCA, UNTRAINED_TRUNK_PCA_CONCATENATED)
+UNTRAINED = "untrained"
+"""The stage of runs without training, and the loss in their records."""
 
 
 def evaluate_on_test_classes(
@@ -40,7 +48,7 @@ def evaluate_on_test_classes(
     """Tests the selected models of all folds on the test images.
 
     Separated: the mean of the fold models' accuracies. Concatenated: their embeddings, each of length 1, side by
-    side as one longer embedding of length 1; needs all folds.
+    side as one longer embedding of length 1; needs all folds. The accuracies of single queries go to `QUERIES_FILE`.
 
     Args:
         settings: Of the trial.
@@ -56,32 +64,155 @@ def evaluate_on_test_classes(
     images = data.test.cache.indices
     log.info("Opening the test images: %d of %d classes", len(images), len(np.unique(data.test.labels[images])))
     opened_at = now()
-    notes: list[str] = []
-    embeddings = [_embed(load_module(settings, fold, folder), settings, data.test, images, folder) for fold in folds]
-    per_fold = [metrics_on_test(embedding, data) for embedding in embeddings]
-    for fold, metrics in zip(folds, per_fold, strict=True):
-        if metrics.collapsed:
-            notes.append(f"fold {fold.fold}: all test embeddings lie in one point")
-    labels = torch.from_numpy(data.images.labels[images])
-    accuracies = [
-        metrics.as_dict() | _clustering(settings, embedding, labels)
-        for metrics, embedding in zip(per_fold, embeddings, strict=True)
-    ]
-    concatenated = None
-    if {fold.fold for fold in folds} == set(range(settings.split.num_folds)):
-        concatenated = _test_accuracies(settings, torch.cat(embeddings, dim=1), data)
+    modules = {fold.fold: load_module(settings, fold, folder) for fold in folds}
+    result, queries = _test(settings, data, modules, folder, opened_at)
+    write_queries(folder / QUERIES_FILE, queries)
+    if not settings.evaluation.baselines:
+        return result
+    notes = list(result.notes)
+    baselines = _baselines(settings, data, list(modules), folder, notes)
+    return dataclasses.replace(result, baselines=baselines, notes=tuple(notes))
+
+
+def evaluate_without_training(
+    settings: TrialSettings, data: TrialData, folder: Path, known: Mapping[str, Any]
+) -> EvaluationResult:
+    """Tests what each fold would start from, with the trunk's features beside it.
+
+    Separated and concatenated accuracies are those of embedders with random weights; `baselines` has these too, and
+    the trunk's features at full width and by PCA, to the width of either embedding.
+
+    Args:
+        settings: Of the run.
+        data: With the test images.
+        folder: Of the run.
+        known: Accuracies of the trunk that another seed cannot change; they are not computed again.
+
+    Source: PROTOCOL.md section 1.7; Musgrave et al. 2020, section 4.1, "Pretrained".
+    """
+    modules = {fold: build_module(settings, fold, num_train_classes=None) for fold in settings.folds}
+    result, queries = _test(settings, data, modules, folder, now())
+    write_queries(folder / QUERIES_FILE, queries)
+    notes = list(result.notes)
+    trunk = known or _trunk_baselines(settings, data, settings.folds, folder, notes, concatenated=True)
+    embedder = {UNTRAINED_EMBEDDER: result.separated, UNTRAINED_EMBEDDER_CONCATENATED: result.concatenated}
+    return dataclasses.replace(result, baselines={**trunk, **embedder}, notes=tuple(notes))
+
+
+def evaluate_again(
+    settings: TrialSettings, data: TrialData, folds: Sequence[FoldResult], folder: Path, split: Split
+) -> EvaluationResult:
+    """Evaluates the kept models of a finished run once more, on any split; nothing is written.
+
+    Each fold's model has validation and training images of its own, which other folds were trained on: there is no
+    concatenated embedding of them.
+
+    Args:
+        settings: Of the run.
+        data: With the test images for split="test", which it need not have for another.
+        folds: Finished folds whose models were kept.
+        folder: Of the run.
+        split: train, val or test.
+
+    Raises:
+        WeightsError: A fold's weights are missing or damaged.
+    """
+    opened_at = now()
+    modules = {fold.fold: load_module(settings, fold, folder) for fold in folds}
+    if split == "test":
+        return _test(settings, data, modules, folder, opened_at)[0]
+    found: dict[int, _Found] = {}
+    for number, module in modules.items():
+        images = data.splits[number].images(split)
+        embeddings = _embed(module, settings, data.trainval, images, folder)
+        labels = torch.from_numpy(data.images.labels[images])
+        found[number] = _Found.of(settings, retrieval_metrics(embeddings, labels), embeddings, labels)
+    note = f"each fold has {split} images of its own, so that there is no concatenated embedding of them"
+    return _result(found, None, opened_at, [note])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """What one set of embeddings comes to: `accuracies` are those of the record, NMI and AMI where asked for."""
+
+    metrics: RetrievalMetrics
+    accuracies: Accuracies
+
+    @classmethod
+    def of(cls, settings: TrialSettings, metrics: RetrievalMetrics, embeddings: Tensor, labels: Tensor) -> _Found:
+        return cls(metrics, metrics.as_dict() | _clustering(settings, embeddings, labels))
+
+
+def _test(
+    settings: TrialSettings, data: TrialData, modules: Mapping[int, EmbeddingModule], folder: Path, opened_at: str
+) -> tuple[EvaluationResult, QueryResults]:
+    """Tests one model a fold, each alone and all as one; returns the accuracies and those of single queries."""
+    images, num_folds = data.test.cache.indices, settings.split.num_folds
+    embeddings = [_embed(module, settings, data.test, images, folder) for module in modules.values()]
+
+    def measured(embedding: Tensor) -> _Found:
+        labels = torch.from_numpy(data.images.labels[images])
+        return _Found.of(settings, metrics_on_test(embedding, data), embedding, labels)
+
+    found = {fold: measured(embedding) for fold, embedding in zip(modules, embeddings, strict=True)}
+    concatenated, notes = None, []
+    if set(modules) == set(range(num_folds)):
+        concatenated = measured(torch.cat(embeddings, dim=1))
     else:
-        notes.append(f"concatenated embeddings need all {settings.split.num_folds} folds, found {len(folds)}")
-    baselines = _baselines(settings, data, folds, folder, notes) if settings.evaluation.baselines else {}
+        notes.append(f"concatenated embeddings need all {num_folds} folds, found {len(modules)}")
+    queried = _queries_on_test(data)
+    queries = QueryResults(
+        index=queried,
+        label=data.images.labels[queried],
+        folds=np.array(list(modules), dtype=np.int64),
+        separated=_per_query([of_fold.metrics.per_query for of_fold in found.values()]),
+        concatenated=None if concatenated is None else _per_query(concatenated.metrics.per_query),
+    )
+    return _result(found, concatenated, opened_at, notes), queries
+
+
+def _queries_on_test(data: TrialData) -> Indices:
+    """Returns the dataset indices of the images behind the rows of `metrics_on_test(...).per_query`, in their order."""
+    images = data.test.cache.indices
+    if data.test_queries is None:
+        candidates, gallery, num_needed = images, images, 2  # a query is in the gallery itself
+    else:
+        candidates, gallery = data.test_queries, np.setdiff1d(images, data.test_queries)
+        num_needed = 1
+    sizes = np.bincount(data.images.labels[gallery], minlength=data.num_classes)
+    queries: Indices = candidates[sizes[data.images.labels[candidates]] >= num_needed]
+    return queries
+
+
+def _result(
+    found: Mapping[int, _Found], concatenated: _Found | None, opened_at: str, notes: Sequence[str]
+) -> EvaluationResult:
+    first = next(iter(found.values())).metrics
+    collapsed = [
+        f"fold {n}: all embeddings lie in one point" for n, of_fold in found.items() if of_fold.metrics.collapsed
+    ]
     return EvaluationResult(
         opened_at=opened_at,
-        num_queries=per_fold[0].num_queries,
-        num_without_relevant=per_fold[0].num_without_relevant,
-        separated=dict(mean_accuracies(accuracies)),
-        separated_folds={str(fold.fold): values for fold, values in zip(folds, accuracies, strict=True)},
-        concatenated=None if concatenated is None else dict(concatenated),
-        baselines=baselines,
-        notes=tuple(notes),
+        num_queries=first.num_queries,
+        num_without_relevant=first.num_without_relevant,
+        separated=dict(mean_accuracies([of_fold.accuracies for of_fold in found.values()])),
+        separated_folds={str(number): of_fold.accuracies for number, of_fold in found.items()},
+        concatenated=None if concatenated is None else dict(concatenated.accuracies),
+        baselines={},
+        notes=(*collapsed, *notes),
+    )
+
+
+def _per_query(per_query: Tensor | Sequence[Tensor]) -> QueryAccuracies:
+    """Splits (Q, 3) of one embedding, or of each fold, into arrays (Q,) or (K, Q)."""
+    values = per_query if isinstance(per_query, Tensor) else torch.stack(list(per_query))
+    columns = dict(
+        zip(METRICS, values.numpy().transpose(2, 0, 1) if values.ndim == 3 else values.numpy().T, strict=True)
+    )
+    return QueryAccuracies(
+        correct_at_1=columns["precision_at_1"].astype(np.uint8),
+        r_precision=columns["r_precision"].astype(np.float32),
+        average_precision_at_r=columns["mean_average_precision_at_r"].astype(np.float32),
     )
 
 
@@ -114,7 +245,15 @@ def load_module(settings: TrialSettings, fold: FoldResult, folder: Path) -> Embe
     Raises:
         WeightsError: A file is missing, damaged, or of another model.
     """
+    # all weights come from the files: pretrained ones, which may have to be downloaded, would be read for nothing
+    model = {**settings.trunk.model, **({"pretrained": False} if "pretrained" in settings.trunk.model else {})}
+    settings = dataclasses.replace(settings, trunk=dataclasses.replace(settings.trunk, model=model))
     module = build_module(settings, fold.fold, num_train_classes=None)
+    if set(fold.weights) != set(PARTS):
+        raise WeightsError(
+            f"{folder}: expected the weights of fold {fold.fold}, which were not kept."
+            " A search keeps its models only with keep_models=true."
+        )
     for part in PARTS:
         path = folder / fold.weights[part]
         try:
@@ -150,29 +289,42 @@ def reduce_by_pca(features: Tensor, num_components: int) -> Tensor:
 
 
 def _baselines(
-    settings: TrialSettings, data: TrialData, folds: Sequence[FoldResult], folder: Path, notes: list[str]
+    settings: TrialSettings, data: TrialData, folds: Sequence[int], folder: Path, notes: list[str]
 ) -> dict[str, Any]:
     """Returns the accuracies without training; the mean over folds where their initial weights differ."""
-    pixels, images = data.test, data.test.cache.indices
-    size = settings.embedder.embedding_size
-    # pretrained trunks are the same in every fold, random ones are not
-    trunks = folds[:1] if settings.trunk.pretrained else folds
-    found: dict[str, list[Accuracies]] = {
-        UNTRAINED_TRUNK: [],
-        UNTRAINED_TRUNK_PCA: [],
-        UNTRAINED_EMBEDDER: [],
-    }
-    for fold in trunks:
-        features = _untrained_features(settings, pixels, images, fold.fold, folder)
-        found[UNTRAINED_TRUNK].append(_test_accuracies(settings, features, data))
-        if size <= min(features.shape):
-            found[UNTRAINED_TRUNK_PCA].append(_test_accuracies(settings, reduce_by_pca(features, size), data))
-    if not found[UNTRAINED_TRUNK_PCA]:
-        notes.append(f"PCA to {size} needs as many test images and trunk features, found {tuple(features.shape)}")
+    embedder = []
     for fold in folds:
-        module = build_module(settings, fold.fold, num_train_classes=None)
-        embeddings = _embed(module, settings, pixels, images, folder)
-        found[UNTRAINED_EMBEDDER].append(_test_accuracies(settings, embeddings, data))
+        module = build_module(settings, fold, num_train_classes=None)
+        embeddings = _embed(module, settings, data.test, data.test.cache.indices, folder)
+        embedder.append(_test_accuracies(settings, embeddings, data))
+    trunk = _trunk_baselines(settings, data, folds, folder, notes, concatenated=False)
+    return {**trunk, UNTRAINED_EMBEDDER: dict(mean_accuracies(embedder))}
+
+
+def _trunk_baselines(
+    settings: TrialSettings,
+    data: TrialData,
+    folds: Sequence[int],
+    folder: Path,
+    notes: list[str],
+    *,
+    concatenated: bool,
+) -> dict[str, Any]:
+    """Returns the accuracies of the untrained trunk's features: all of them, and by PCA to the width of embeddings."""
+    sizes = {UNTRAINED_TRUNK_PCA: settings.embedder.embedding_size}
+    if concatenated:
+        sizes[UNTRAINED_TRUNK_PCA_CONCATENATED] = settings.split.num_folds * settings.embedder.embedding_size
+    found: dict[str, list[Accuracies]] = {UNTRAINED_TRUNK: [], **{name: [] for name in sizes}}
+    # pretrained trunks are the same in every fold, random ones are not
+    for fold in folds[:1] if settings.trunk.pretrained else folds:
+        features = _untrained_features(settings, data.test, data.test.cache.indices, fold, folder)
+        found[UNTRAINED_TRUNK].append(_test_accuracies(settings, features, data))
+        for name, size in sizes.items():
+            if size <= min(features.shape):
+                found[name].append(_test_accuracies(settings, reduce_by_pca(features, size), data))
+    for name, size in sizes.items():
+        if not found[name]:
+            notes.append(f"PCA to {size} needs as many test images and trunk features, found {tuple(features.shape)}")
     return {name: dict(mean_accuracies(accuracies)) if accuracies else None for name, accuracies in found.items()}
 
 

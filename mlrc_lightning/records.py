@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 RECORD_FILE = "record.json"
+EVALUATIONS_FILE = "evaluations.jsonl"
+"""Of a run's folder: every later use of one of its splits, a line each."""
 Accuracies = dict[str, float]
 """precision_at_1, r_precision, mean_average_precision_at_r, as fractions in [0, 1]; on request NMI and AMI."""
 
@@ -64,6 +66,7 @@ class FoldResult:
         stopped_because: Patience or the last epoch.
         weights: Files of trunk and embedder, relative to the trial's folder; empty where not kept.
         seconds: Wall time.
+        weight_digests: SHA-256 of the selected weights' files, also of those not kept; empty in older records.
     """
 
     fold: int
@@ -81,6 +84,7 @@ class FoldResult:
     stopped_because: str
     weights: dict[str, Any]
     seconds: float
+    weight_digests: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,9 @@ class TrialRecord:
     """Everything about one trial: what was asked, what came out, where and with what.
 
     Attributes:
+        stage: train, search, reproduce or untrained.
+        loss: Its name; "untrained" where nothing was trained.
+        seed: Root of all random streams of this trial.
         status: "complete" or "failed".
         failure: Why it failed; None if it did not.
         settings: The full configuration, as data.
@@ -122,6 +129,8 @@ class TrialRecord:
         folds: The finished folds.
         test: None in a search.
         environment: Versions, hardware, code revision.
+        run: Number among the runs of one setting; None for a single trial and in a search.
+        root_seed: From which `seed` follows with `run`; None in older records.
     """
 
     schema_version: int
@@ -140,6 +149,8 @@ class TrialRecord:
     environment: dict[str, Any]
     started_at: str
     seconds: float
+    run: int | None = None
+    root_seed: int | None = None
 
 
 def now() -> str:
@@ -199,6 +210,41 @@ def read_json(path: Path, cls: type[T]) -> T:
         return read(cls, content)
     except ConfigError as error:
         raise RecordError(f"{path}: {error}") from error
+
+
+def read_run(path: Path) -> tuple[Path, TrialRecord]:
+    """Reads the record of a run; returns its folder too.
+
+    Args:
+        path: Of the folder, or of the record in it.
+    """
+    file = path / RECORD_FILE if path.is_dir() else path
+    return file.parent, read_json(file, TrialRecord)
+
+
+def append_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:
+    """Adds a line to the evaluations of a run, and waits until it is on disk."""
+    path = folder / EVALUATIONS_FILE
+    was_cut_off = path.exists() and not path.read_bytes().endswith(b"\n")
+    line = json.dumps(as_json(evaluation), separators=(",", ":")) + "\n"
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" * was_cut_off + line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_evaluations(folder: Path) -> list[dict[str, Any]]:
+    """Returns every later use of the splits of a run, oldest first; a line that a crash cut off is no use."""
+    path = folder / EVALUATIONS_FILE
+    if not path.exists():
+        return []
+    evaluations = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            evaluations.append(json.loads(line))
+        except ValueError:
+            continue
+    return [evaluation for evaluation in evaluations if isinstance(evaluation, dict)]
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -22,7 +22,9 @@ T = TypeVar("T")
 NUM_FOLDS = 4
 """Folds of the original's experiments (section 1.6), as its folders count them; ours are `split.num_folds`."""
 ALL_FOLDS = "all"
-STAGES = ("train", "search")
+STAGES = ("train", "search", "reproduce", "untrained")
+RUN_STAGES = ("reproduce", "untrained")
+"""Stages of numbered runs, each with a seed of its own."""
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 INTERVALS = ("iteration", "epoch", "plateau")
 """When a scheduler is stepped: after a batch, after an epoch, or after a validation, with its MAP@R."""
@@ -90,10 +92,10 @@ class HyperparameterSettings:
     """Where the loss's hyperparameters come from; the values themselves are in `loss`.
 
     Attributes:
-        name: default or paper.
-        source: How exactly the paper's values are known; the losses' defaults otherwise.
-        published: The paper's values by configuration key.
-        replaced: Keys whose value is not the published one, because another was given.
+        name: default, paper or search.
+        source: How exactly the paper's values are known, or the search they are from; the losses' defaults otherwise.
+        published: The paper's or the search's values by configuration key.
+        replaced: Keys whose value is not the paper's, because another was given.
     """
 
     name: str
@@ -236,12 +238,18 @@ class TrainerSettings:
 
 @dataclass(frozen=True)
 class TrialSettings:
-    """Everything that defines one trial: one loss with one setting, on some or all folds of one benchmark."""
+    """Everything that defines one trial: one loss with one setting, on some or all folds of one benchmark.
+
+    `run` is the number among the runs of one setting, None outside of `RUN_STAGES`. `seed` follows from it and
+    `root_seed`; elsewhere the two seeds are the same.
+    """
 
     stage: str
     protocol: str
     benchmark: str
     seed: int
+    root_seed: int
+    run: int | None
     fold: int | str | tuple[int, ...]
     batch_size: int
     dataset: DatasetSettings
@@ -269,6 +277,13 @@ class TrialSettings:
         if self.logger is not None:
             _require_target("logger", self.logger)
         _require(self.seed >= 0, "seed", ">= 0", self.seed)
+        if self.stage in RUN_STAGES:
+            expected = (
+                f"the number of a run, from 0, with stage={self.stage}; all of them: train.py -m stage={self.stage}"
+            )
+            _require(self.run is not None and self.run >= 0, "run", expected, self.run)
+        else:
+            _require(self.run is None, "run", f"null with stage={self.stage}: only {RUN_STAGES} have runs", self.run)
         all_folds = range(self.split.num_folds)
         allowed = f"{ALL_FOLDS}, one of 0 to {all_folds[-1]}, or a list of different ones"
         is_allowed = len(self.folds) == len(set(self.folds)) > 0 and set(self.folds) <= set(all_folds)
@@ -311,7 +326,7 @@ def read(cls: type[T], values: object, path: str = "") -> T:
 
     Args:
         cls: A dataclass whose fields are plain types, other such dataclasses, tuples, dicts or unions of these.
-        values: A mapping with exactly the fields of `cls`.
+        values: A mapping with exactly the fields of `cls`; those that have a default may be missing.
         path: Dotted key of `values`, for messages.
 
     Raises:
@@ -324,10 +339,11 @@ def read(cls: type[T], values: object, path: str = "") -> T:
     for key in values:
         if key not in names:
             raise ConfigError(f"{_join(path, key)}: unknown key.{suggestion(str(key), names)}")
-    missing = [name for name in names if name not in values]
+    required = [field.name for field in dataclasses.fields(cls) if _has_no_default(field)]  # type: ignore[arg-type]
+    missing = [name for name in required if name not in values]
     if missing:
         raise ConfigError(f"{_join(path, missing[0])}: expected a value, found none.")
-    return cls(**{name: _convert(hints[name], values[name], _join(path, name)) for name in names})
+    return cls(**{name: _convert(hints[name], values[name], _join(path, name)) for name in names if name in values})
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
@@ -348,6 +364,10 @@ def leaves(values: object, path: str = "") -> Iterable[tuple[str, object]]:
             yield from leaves(value, f"{path}[{position}]")
     else:
         yield path, values
+
+
+def _has_no_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _convert(expected: Any, value: object, path: str) -> Any:

@@ -7,16 +7,26 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mlrc_lightning.assembly import TrialData, build_datamodule, build_logger, build_module, build_trainer
-from mlrc_lightning.callbacks import PRIMARY_METRIC, EpochLog, FoldCheckpoint, FoldProgress
+from mlrc_lightning.callbacks import PRIMARY_METRIC, EpochLog, FoldCheckpoint, FoldProgress, remove_resume_state
 from mlrc_lightning.config import identity
 from mlrc_lightning.environment import environment
 from mlrc_lightning.errors import RecordError
-from mlrc_lightning.evaluation import evaluate_on_test_classes, mean_accuracies, untrained_trunk_accuracies
+from mlrc_lightning.evaluation import (
+    TRUNK_BASELINES,
+    UNTRAINED,
+    evaluate_on_test_classes,
+    evaluate_without_training,
+    mean_accuracies,
+    untrained_trunk_accuracies,
+)
+from mlrc_lightning.model_folder import file_digest, write_model_folder
 from mlrc_lightning.records import (
     RECORD_FILE,
     SCHEMA_VERSION,
@@ -43,6 +53,8 @@ _FOLD_FILE = "fold.json"
 
 def run_trial(settings: TrialSettings, folder: Path) -> TrialRecord:
     """Trains and validates every fold, tests the selected models where the stage allows it, and leaves a record.
+
+    With stage=untrained nothing is trained: the record has no folds, and the untrained models' test.
 
     Whatever is finished in the folder is kept and not done again: a killed trial goes on where it stopped, a
     finished one returns at once.
@@ -71,9 +83,14 @@ def run_trial(settings: TrialSettings, folder: Path) -> TrialRecord:
         failure: str | None = None
         data = TrialData(settings)
         try:
-            for fold in settings.folds:
-                folds.append(_run_fold(settings, data, fold, folder))
-            if settings.opens_test_classes:
+            if settings.stage == UNTRAINED:
+                test = evaluate_without_training(
+                    settings, data, folder, _trunk_accuracies_of_other_runs(settings, folder)
+                )
+            else:
+                for fold in settings.folds:
+                    folds.append(_run_fold(settings, data, fold, folder))
+            if settings.opens_test_classes and folds:
                 test = evaluate_on_test_classes(settings, data, folds, folder)
         except BaseException as error:  # an interrupt is a reason too
             failure = f"{type(error).__name__}: {error}"
@@ -82,12 +99,12 @@ def run_trial(settings: TrialSettings, folder: Path) -> TrialRecord:
             # written on success and on failure alike; a kill leaves the folds' own files, from which a rerun goes on
             record = TrialRecord(
                 schema_version=SCHEMA_VERSION,
-                status="complete" if failure is None and len(folds) == len(settings.folds) else "failed",
+                status="complete" if failure is None else "failed",
                 failure=failure,
                 stage=settings.stage,
                 protocol=settings.protocol,
                 benchmark=settings.benchmark,
-                loss=settings.loss.name,
+                loss=UNTRAINED if settings.stage == UNTRAINED else settings.loss.name,
                 seed=settings.seed,
                 settings=as_json(settings),
                 dataset=data.description,
@@ -97,13 +114,18 @@ def run_trial(settings: TrialSettings, folder: Path) -> TrialRecord:
                 environment=environment(),
                 started_at=started_at,
                 seconds=round(time.monotonic() - began, 3),
+                run=settings.run,
+                root_seed=settings.root_seed,
             )
             write_json(folder / RECORD_FILE, record)
         return record
 
 
 def objective_values(record: TrialRecord) -> dict[str, list[float]]:
-    """Returns what a search maximises: validation MAP@R, one value a fold."""
+    """Returns what a search maximises: validation MAP@R, one value a fold; without training that of the test."""
+    if not record.folds:
+        assert record.test is not None
+        return {PRIMARY_METRIC: [record.test.separated[PRIMARY_METRIC]]}
     return {PRIMARY_METRIC: [fold.val[PRIMARY_METRIC] for fold in record.folds]}
 
 
@@ -143,12 +165,14 @@ def _run_fold(settings: TrialSettings, data: TrialData, fold: int, folder: Path)
     finally:
         progress.close()
         epoch_log.close()
-    result = _fold_result(settings, data, split, checkpoint, time.monotonic() - began)
+    selected_epoch = checkpoint.selection.selected_epoch
+    assert selected_epoch is not None
+    kept: dict[str, Path] = {}
+    if settings.keeps_models:
+        kept = write_model_folder(fold_folder, checkpoint.weights, module.trunk, settings, fold, selected_epoch)
+    result = _fold_result(settings, data, split, checkpoint, kept, time.monotonic() - began)
     write_json(fold_folder / _FOLD_FILE, result)
-    checkpoint.remove_resume_state()
-    if not settings.keeps_models:
-        for path in checkpoint.weights.values():
-            path.unlink()
+    checkpoint.remove_resume_state()  # the last step: whatever is killed before it can be done again
     log.info(
         "fold %d: val MAP@R %.4f at epoch %d (%s, %.0f s)",
         fold, result.val[PRIMARY_METRIC], result.selected_epoch, result.stopped_because, result.seconds,
@@ -157,7 +181,12 @@ def _run_fold(settings: TrialSettings, data: TrialData, fold: int, folder: Path)
 
 
 def _fold_result(
-    settings: TrialSettings, data: TrialData, split: FoldSplit, checkpoint: FoldCheckpoint, seconds: float
+    settings: TrialSettings,
+    data: TrialData,
+    split: FoldSplit,
+    checkpoint: FoldCheckpoint,
+    kept: Mapping[str, Path],
+    seconds: float,
 ) -> FoldResult:
     selection, history = checkpoint.selection, checkpoint.history
     selected = next(epoch for epoch in history if epoch.epoch == selection.selected_epoch)
@@ -183,10 +212,9 @@ def _fold_result(
         untrained_trunk_val=untrained_trunk_accuracies(settings, data, split) if wants_untrained_trunk else None,
         epochs=tuple(history),
         stopped_because="patience" if selection.should_stop(history[-1].epoch) else "last epoch",
-        weights={part: f"fold_{split.fold}/{path.name}" for part, path in checkpoint.weights.items()}
-        if settings.keeps_models
-        else {},
+        weights={part: f"{path.parent.name}/{path.name}" for part, path in kept.items()},
         seconds=round(seconds, 3),
+        weight_digests={part: file_digest(path) for part, path in checkpoint.weights.items()},
     )
 
 
@@ -210,7 +238,7 @@ def _finished_record(folder: Path, settings: TrialSettings) -> TrialRecord | Non
     if not (folder / RECORD_FILE).exists():
         return None
     record = read_json(folder / RECORD_FILE, TrialRecord)
-    covers = {fold.fold for fold in record.folds} == set(settings.folds)
+    covers = {fold.fold for fold in record.folds} == set(settings.folds) or settings.stage == UNTRAINED
     is_done = record.status == "complete" and covers and record.stage == settings.stage
     return record if is_done else None
 
@@ -221,4 +249,18 @@ def _finished_fold(folder: Path, settings: TrialSettings) -> FoldResult | None:
     result = read_json(folder / _FOLD_FILE, FoldResult)
     has_models = all((folder.parent / file).exists() for file in result.weights.values()) and bool(result.weights)
     # a fold that a search finished without keeping its model is trained again where the model is to be tested
-    return result if has_models or not settings.opens_test_classes else None
+    if not has_models and settings.opens_test_classes:
+        return None
+    remove_resume_state(folder, kept=[folder.parent / file for file in result.weights.values()])
+    return result
+
+
+def _trunk_accuracies_of_other_runs(settings: TrialSettings, folder: Path) -> dict[str, Any]:
+    """Returns what another finished run of the same set found for a pretrained trunk, which no seed changes."""
+    if not settings.trunk.pretrained or not folder.name.isdigit():
+        return {}
+    for path in sorted(folder.parent.glob(f"[0-9]*/{RECORD_FILE}")):
+        record = read_json(path, TrialRecord)
+        if record.status == "complete" and record.stage == UNTRAINED and record.test is not None:
+            return {name: record.test.baselines[name] for name in TRUNK_BASELINES}
+    return {}

@@ -11,16 +11,28 @@ ROOT = Path(__file__).parents[1]
 # within a layer, a module may import those named before it
 LAYERS = [
     ["errors", "schema"],
-    ["splits", "selection", "reference", "search_spaces", "optima", "environment", "records", "tables", "figures"],
+    [
+        "splits",
+        "selection",
+        "reference",
+        "search_spaces",
+        "optima",
+        "search_optimum",
+        "environment",
+        "records",
+        "queries",
+        "tables",
+        "figures",
+    ],
     ["torchvision_import", "distributed", "metrics", "datasets", "augment", "sampling", "models", "figure_inputs"],
-    ["losses", "objective", "datamodule", "module", "callbacks"],
-    ["config", "assembly", "evaluation", "trial"],
+    ["losses", "objective", "datamodule", "module", "callbacks", "model_folder"],
+    ["config", "recorded", "assembly", "evaluation", "trial", "evaluate", "reproduce"],
     ["command_line", "original_configs", "original", "prepare", "draw", "__main__", "train"],
 ]
 RANK = {name: number for number, name in enumerate(name for names in LAYERS for name in names)}
 # modules that stay importable without torch, Lightning or Ax
 LIGHT = ["errors", "schema", "splits", "selection", "records", "environment", "search_spaces", "optima", "tables.trial"]
-LIGHT += ["config", "command_line", "original_configs", "figures", "__main__"]
+LIGHT += ["config", "command_line", "original_configs", "figures", "__main__", "search_optimum", "queries"]
 
 
 def imports_of(path):

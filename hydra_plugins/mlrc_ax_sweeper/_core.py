@@ -107,6 +107,9 @@ class Search:
             self._append("extended", {"max_trials": wanted, "from": self.state.max_trials, "time": _now()})
         for index in self.state.concluded:
             self.early_stopper.follow(self.state.trials[index])
+        if self.problem.settings.retry_failed:
+            for trial in self.state.with_status("failed"):
+                self._append("reopened", {"trial": trial.index, "time": _now()})
         self._settle()
         if self._is_over():
             log.info("The search in %s is finished: %s", self.directory, self._counts())
@@ -174,6 +177,17 @@ class Search:
             self._append("finished", {"cause": self._stop_cause(), "best": index, "time": _now()})
         parameters = write_results(self.problem, self.state, self.directory)
         log.info("Best parameters: %s", parameters)
+        self._report_failures()
+
+    def _report_failures(self) -> None:
+        """Make trials that failed for good the command's own failure, where all of them are to be done."""
+        failed = self.state.with_status("failed")
+        if failed and self.problem.settings.retry_failed:
+            reasons = "\n".join(f"  {trial.parameters}: {trial.reason}" for trial in failed)
+            raise SweepError(
+                f"{len(failed)} of {len(self.state.trials)} trials in {self.directory} failed, {self._counts()}:\n"
+                f"{reasons}\nMend the cause and repeat the command, which tries them again."
+            )
 
     def _draw(self) -> None:
         """Draw the plots; a search is finished with or without them."""

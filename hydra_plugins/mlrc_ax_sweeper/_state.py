@@ -73,6 +73,9 @@ class SearchState:
         elif record.type == "extended":
             self.max_trials = payload["max_trials"]
             self.finished = None
+            self.exhausted = False
+        elif record.type == "reopened":
+            self._reopen(self.trials[payload["trial"]])
         elif record.type == "proposed":
             self.trials.append(Trial(payload["trial"], dict(payload["parameters"]), payload["generator"]))
             self.finished = None
@@ -103,6 +106,11 @@ class SearchState:
             self.usage_error_trial = payload.get("trial")
         elif record.type == "finished":
             self.finished = dict(payload)
+
+    def _reopen(self, trial: Trial) -> None:
+        trial.status, trial.reason = "open", None
+        trial.failures.clear()
+        self.finished, self.exhausted, self.forgiven_failures = None, False, 0
 
     def _end_job(self, type_: str, payload: Mapping[str, Any]) -> None:
         trial, replicate = self.trials[payload["trial"]], payload["replicate"]

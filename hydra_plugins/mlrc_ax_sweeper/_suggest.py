@@ -58,7 +58,8 @@ def _choose(problem: Problem, seed: int, trials: Sequence[Trial]) -> tuple[dict[
     if not problem.space.tuned:
         if index:
             raise SpaceExhaustedError
-        return {}, "no tuned parameter"
+        # a choice of one value is a parameter all the same: more values may be added later
+        return {p.name: p.values[0] for p in problem.space.parameters if p.kind == "choice"}, "no tuned parameter"
     num_points = problem.space.num_points()
     if num_points is not None and len({_key(trial.parameters) for trial in trials}) >= num_points:
         raise SpaceExhaustedError
@@ -70,7 +71,7 @@ def _choose(problem: Problem, seed: int, trials: Sequence[Trial]) -> tuple[dict[
 
 
 def _next_of_grid(problem: Problem, seed: int, trials: Sequence[Trial]) -> dict[str, Value]:
-    """The next untried point of a discrete space, in an order that the seed shuffles."""
+    """The next untried point of a discrete space, in an order that the seed shuffles unless asked not to."""
     grids = [parameter.grid() for parameter in problem.space.tuned]
     if any(grid is None for grid in grids):
         continuous = [p.name for p in problem.space.tuned if p.grid() is None]
@@ -84,7 +85,8 @@ def _next_of_grid(problem: Problem, seed: int, trials: Sequence[Trial]) -> dict[
     tried = {_key(trial.parameters) for trial in trials}
     names = [parameter.name for parameter in problem.space.tuned]
     points = [dict(zip(names, values, strict=True)) for values in itertools.product(*cast(Any, grids))]
-    random.Random(seed).shuffle(points)
+    if problem.settings.generation.shuffle_grid:
+        random.Random(seed).shuffle(points)
     for point in points:
         active = {p.name: point[p.name] for p in problem.space.active(point)}
         if _key(active) not in tried:

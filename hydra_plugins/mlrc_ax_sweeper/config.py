@@ -70,6 +70,8 @@ class GenerationConfig:
     initialization_budget: int | None = None
     # begin with the centre of the space, as Ax does by itself; false: the start-up points are all of the Sobol sequence
     initialize_with_center: bool = True
+    # method grid: in an order that the seed shuffles; false: the last parameter varies fastest
+    shuffle_grid: bool = True
     # points to try first, e.g. [{lr: 0.1}, {lr: 0.01}]; each names every tuned parameter
     initialization: list[Any] = field(default_factory=list)
 
@@ -102,6 +104,9 @@ class MLRCAxSweeperConf:
     retries: int = 1
     # failed trials that a search survives: below 1 a fraction of max_trials, rounded up; otherwise a number
     max_failures: float = 0.1
+    # a repeated command tries trials that had failed again, and a search that ends with some is an error: for lists of
+    # jobs that are all to be done, rather than searches
+    retry_failed: bool = False
     # a trial runs once per combination, e.g. {seed: [0, 1, 2]}
     # (typed as Any, so that the command line can set it as a whole)
     replicates: Any = None
