@@ -58,6 +58,9 @@ def _parser() -> argparse.ArgumentParser:
             default=[],
             help="your own configuration, whose classes are trusted",
         )
+    coverage = commands.add_parser("coverage", help="check intervals and tests on synthetic benchmarks of known truth")
+    coverage.add_argument("--benchmarks", type=int, default=1_000, help="how many of each kind (default 1,000)")
+    coverage.add_argument("--seed", type=int, default=0, help="of all draws")
     return parser
 
 
@@ -94,6 +97,10 @@ def main(arguments: list[str] | None = None) -> None:
 
             for path in draw(parsed.names, parsed.outputs, parsed.format):
                 print(path)
+        elif parsed.command == "coverage":
+            from mlrc_lightning.statistics import simulation
+
+            print(simulation.render(list(simulation.coverage(parsed.benchmarks, parsed.seed))))
         else:
             _show(parsed.runs)
 

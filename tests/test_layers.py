@@ -11,19 +11,8 @@ ROOT = Path(__file__).parents[1]
 # within a layer, a module may import those named before it
 LAYERS = [
     ["errors", "schema"],
-    [
-        "splits",
-        "selection",
-        "reference",
-        "search_spaces",
-        "optima",
-        "search_optimum",
-        "environment",
-        "records",
-        "queries",
-        "tables",
-        "figures",
-    ],
+    ["splits", "selection", "reference", "search_spaces", "optima", "search_optimum", "environment", "records"],
+    ["queries", "statistics", "tables", "figures"],
     ["torchvision_import", "distributed", "metrics", "datasets", "augment", "sampling", "models", "figure_inputs"],
     ["losses", "objective", "datamodule", "module", "callbacks", "model_folder"],
     ["config", "recorded", "assembly", "evaluation", "trial", "evaluate", "reproduce"],
@@ -33,6 +22,7 @@ RANK = {name: number for number, name in enumerate(name for names in LAYERS for 
 # modules that stay importable without torch, Lightning or Ax
 LIGHT = ["errors", "schema", "splits", "selection", "records", "environment", "search_spaces", "optima", "tables.trial"]
 LIGHT += ["config", "command_line", "original_configs", "figures", "__main__", "search_optimum", "queries"]
+LIGHT += ["statistics"]
 
 
 def imports_of(path):
