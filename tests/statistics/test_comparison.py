@@ -59,19 +59,22 @@ def test_bootstrap_equals_explicit_resampling_of_queries_with_the_same_draws(run
 
     class_stream, run_stream = np.random.SeedSequence(5).spawn(2)
     counts = np.concatenate(list(_class_counts(len(classes), replicates, class_stream)))
-    apart, together = [], []
+    apart, together, classes_alone = [], [], []
     for count, normal, spread in zip(counts, *_run_replicates(*runs, replicates, run_stream), strict=True):
         drawn = [queries for queries, times in zip(by_class, count, strict=True) for _ in range(int(times))]
         variance, mean = class_variance(drawn)
         class_part, class_spread = math.sqrt(v_class / whole) * (mean - effect), variance / whole
         run_part = math.sqrt(v_run) * normal
         apart.append(abs(class_part / math.sqrt(class_spread) + run_part / math.sqrt(spread)))
+        classes_alone.append(abs(mean - effect) / math.sqrt(class_spread))
         drawn_variance = v_class * class_spread + v_run * spread
         together.append(abs((class_part + run_part) * math.sqrt((v_class + v_run) / drawn_variance)))
     errors = []
-    for rank, (one, other) in enumerate(zip(sorted(apart), sorted(together), strict=True)):
-        weight = max(0.0, 1 - 10 * (replicates - rank) / (replicates + 1))
-        errors.append(max([weight * one + (1 - weight) * other, *errors[-1:]]))
+    for rank, (one, alone, other) in enumerate(
+        zip(sorted(apart), sorted(classes_alone), sorted(together), strict=True)
+    ):
+        weight = max(0.0, 1 - 15 * (replicates - rank) / (replicates + 1))
+        errors.append(max([weight * max(one, alone) + (1 - weight) * other, *errors[-1:]]))
     half_width = errors[math.ceil(0.95 * (replicates + 1)) - 1]
 
     assert result.effect == pytest.approx(effect, rel=1e-9)
@@ -165,6 +168,20 @@ def test_a_difference_without_any_spread_is_certain():
     low, high = (replace(a, loss=name, scores=np.full_like(a.scores, s)) for name, s in (("low", 0.25), ("high", 0.5)))
     result = paired_comparison(low, high, replicates=99)
     assert (result.low, result.high, result.p_value) == (-0.25, -0.25, 0.01)
+
+
+def test_runs_that_differ_by_class_alone_leave_the_classes_error():
+    # each run is ahead on half of the classes: all run means are equal, and I exceeds V_class
+    labels, index = np.arange(6), np.arange(6)
+    swing = 0.2 * np.array([[1, 1, 1, -1, -1, -1], [-1, -1, -1, 1, 1, 1]])
+    offset = 0.01 * np.array([1, -1, 1, -1, 1, -1])
+    a = QueryResults("a", 0.5 + offset + swing, labels, index)
+    b = QueryResults("b", np.full((2, 6), 0.45), labels, index)
+    result = paired_comparison(a, b, replicates=999)
+    alone = paired_comparison(replace(a, scores=np.stack([0.5 + offset] * 2)), b, replicates=999)
+    assert result.standard_error == pytest.approx(0, abs=1e-12)
+    assert (result.low, result.high) == pytest.approx((alone.low, alone.high), rel=0.1)
+    assert result.high - result.low > 0.01
 
 
 @pytest.mark.parametrize("runs", [(1, 10), (10, 1), (1, 1)])
