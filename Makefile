@@ -9,11 +9,31 @@ UV_PIP  = $(BIN)/uv pip install -q --python $(BIN)/python $(if $(TORCH_BACKEND),
 # Overrides of `make train`, for example ARGS="loss=triplet dataset=omniglot"
 ARGS ?=
 
+# Of the tables: LOSSES="arcface contrastive"; HYPERPARAMETERS=paper skips the searches; LAUNCHER=slurm; TRIALS=20; RUNS=5;
+# JOBS=2 trains two losses side by side; OVERRIDES are any of train.py.
+BENCHMARKS := cub200 cars196 sop cub200_batch256
+LOSSES ?=
+HYPERPARAMETERS ?= search
+LAUNCHER ?=
+TRIALS ?=
+RUNS ?=
+JOBS ?= 1
+OVERRIDES ?=
+STUDY = $(BIN)/python -m mlrc_lightning study $(1) $(OVERRIDES) --hyperparameters $(HYPERPARAMETERS) --jobs $(JOBS) \
+	$(if $(LOSSES),--losses $(LOSSES)) $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(TRIALS),--trials $(TRIALS)) \
+	$(if $(RUNS),--runs $(RUNS))
+# a loss that failed keeps no table from being rendered, and then fails the target
+RENDER = $(BIN)/python -m mlrc_lightning table $(1) $(OVERRIDES) --source $(HYPERPARAMETERS) \
+	$(if $(TRIALS),max_trials=$(TRIALS)) $(if $(RUNS),num_runs=$(RUNS))
+# make -n runs the study too (the plus sign), which then only prints its commands
+DRY_RUN = $(if $(findstring n,$(filter-out --%,$(firstword -$(MAKEFLAGS)))),--dry-run)
+
 .DEFAULT_GOAL := help
-.PHONY: help train test check test-all test-hydra-next coverage bench-search clean
+.PHONY: help train test check test-all test-hydra-next coverage bench-search clean tables demo
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / {n = split($$1, names, " "); for (i = 1; i < n; i++) printf "  make %s\n", names[i]; \
+		printf "  make %-26s %s\n", names[n], $$2}' $(MAKEFILE_LIST)
 
 train: $(VENV)/.installed  ## Install, then train the default on the embedded glyphs: 4 folds, tested, a table (ARGS="loss=triplet")
 	$(BIN)/python train.py $(ARGS)
@@ -44,6 +64,23 @@ test-hydra-next: | $(BIN)/uv  ## The sweeper's fast tests on the newest pre-rele
 	$(BIN)/uv pip install -q --python $(VENV)-hydra-next/bin/python $(if $(TORCH_BACKEND),--torch-backend=$(TORCH_BACKEND)) \
 		-c constraints.txt -e '.[test]' 'hydra-core>=1.4.0rc1' 'omegaconf>=2.4.0rc1'
 	$(VENV)-hydra-next/bin/python -m pytest tests/sweeper -W default
+
+tables: $(BENCHMARKS:%=table-%) table-hyperparameters table-reported table-toy  ## All tables of the paper; runs what is missing
+
+table-cub200 table-cars196 table-sop table-cub200-batch256: table-%: $(VENV)/.installed  ## Run what is missing of a benchmark, render its table (LOSSES= HYPERPARAMETERS=paper LAUNCHER=slurm TRIALS= RUNS= JOBS=)
+	+@$(call STUDY,$(subst -,_,$*)) $(DRY_RUN) || failed=$$?; \
+	$(if $(DRY_RUN),echo '$(call RENDER,$(subst -,_,$*))',$(call RENDER,$(subst -,_,$*))) && exit $${failed:-0}
+
+plan-cub200 plan-cars196 plan-sop plan-cub200-batch256 plan-demo: plan-%: $(VENV)/.installed  ## How many models are left to train, and how long they take
+	@$(call STUDY,$(subst -,_,$*)) --plan
+
+table-hyperparameters table-reported table-toy: table-%: $(VENV)/.installed  ## Our optima beside the paper's; what other papers reported; the paper's Tables 1, 2, 3 and 7
+	$(BIN)/python -m mlrc_lightning table $*
+
+demo: JOBS = 2
+demo: $(VENV)/.installed  ## All 14 losses on the embedded glyphs, from nothing to the table in the README (25 minutes on 2 cores; resumes)
+	+@$(call STUDY,demo) $(DRY_RUN) || failed=$$?; \
+	$(if $(DRY_RUN),echo '$(call RENDER,demo) --into README.md',$(call RENDER,demo) --into README.md) && exit $${failed:-0}
 
 clean:  ## Remove the virtual environment and caches; results and data stay
 	rm -rf $(VENV) $(VENV)-hydra-next .mypy_cache .ruff_cache .pytest_cache

@@ -61,7 +61,71 @@ def _parser() -> argparse.ArgumentParser:
     coverage = commands.add_parser("coverage", help="check intervals and tests on synthetic benchmarks of known truth")
     coverage.add_argument("--benchmarks", type=int, default=1_000, help="how many of each kind (default 1,000)")
     coverage.add_argument("--seed", type=int, default=0, help="of all draws")
+    table = commands.add_parser("table", help="a table of the paper from all results so far, with its manifest")
+    table.add_argument("name", help="cub200, cars196, sop, cub200_batch256, hyperparameters, reported, toy, demo, …")
+    table.add_argument("overrides", nargs="*", help="as for train.py: num_runs=3 trunk.name=resnet50 …")
+    table.add_argument("--outputs", type=Path, default=Path("outputs"), help="where results are")
+    table.add_argument("--format", default="all", help="md, tex, csv, html, or all of them")
+    table.add_argument("--protocol", help="whose runs; by default that of the configuration")
+    table.add_argument("--source", default="search", help="of the hyperparameters: search, paper or given")
+    table.add_argument("--into", type=Path, help="a text file whose block <!-- NAME table --> gets the table")
+    verify = commands.add_parser("verify", help="compute every cell of a table again from the stored results")
+    verify.add_argument("table", help="name of a table, or its manifest")
+    verify.add_argument("--outputs", type=Path, default=Path("outputs"), help="where results are")
+    study = commands.add_parser("study", help="run the searches and reproductions of a table that are missing")
+    study.add_argument("name", help="of an experiment or a dataset: cub200, cars196, sop, cub200_batch256, demo, …")
+    study.add_argument("overrides", nargs="*", help="as for train.py")
+    study.add_argument("--losses", nargs="*", default=[], help="by default the paper's 14")
+    study.add_argument("--hyperparameters", default="search", help="search, or paper, which skips the searches")
+    study.add_argument("--runs", type=int, help="reproductions of each loss")
+    study.add_argument("--trials", type=int, help="of each search")
+    study.add_argument("--launcher", help="slurm, local, or any of Hydra's")
+    study.add_argument("--jobs", type=int, default=1, help="losses side by side")
+    study.add_argument("--outputs", type=Path, default=Path("outputs"), help="where results go")
+    study.add_argument("--plan", action="store_true", help="only tell how many models are left, and how long they take")
+    study.add_argument("--dry-run", action="store_true", help="only print the commands")
     return parser
+
+
+def _table(parsed: argparse.Namespace) -> None:
+    from mlrc_lightning.table import make_page, replace_block, write_page
+    from mlrc_lightning.tables.render import RENDERERS, markdown
+
+    page, found = make_page(parsed.name, parsed.overrides, parsed.protocol, parsed.source, parsed.outputs)
+    formats = list(RENDERERS) if parsed.format == "all" else [parsed.format]
+    written = write_page(page, parsed.outputs, formats, found)
+    print(markdown(page))
+    if parsed.into is not None and replace_block(parsed.into, parsed.name, markdown(page)):
+        written.append(parsed.into)
+    print("Written:", *written)
+
+
+def _verify(parsed: argparse.Namespace) -> int:
+    from mlrc_lightning.table import FOLDER, MANIFEST_ENDING
+    from mlrc_lightning.tables.manifest import verify
+
+    given = Path(parsed.table)
+    path = given if given.suffix == ".json" else parsed.outputs / FOLDER / f"{parsed.table}.{MANIFEST_ENDING}"
+    findings = verify(path, parsed.outputs)
+    print("\n".join(findings) if findings else f"{path}: every input is as it was, and every cell comes out again.")
+    return 1 if findings else 0
+
+
+def _study(parsed: argparse.Namespace) -> int:
+    from mlrc_lightning.study import ALL_LOSSES, Study, plan, render_plan, run
+
+    losses = tuple(parsed.losses) or ALL_LOSSES
+    study = Study(
+        parsed.name, tuple(parsed.overrides), losses, parsed.hyperparameters, parsed.runs, parsed.trials,
+        parsed.launcher, parsed.outputs,
+    )  # fmt: skip
+    if parsed.plan:
+        print(render_plan(study, plan(study), parsed.jobs))
+    elif parsed.dry_run:
+        print(*(step.shown() for step in plan(study) if not step.is_finished), sep="\n")
+    else:
+        return run(study, parsed.jobs)
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -101,6 +165,12 @@ def main(arguments: list[str] | None = None) -> None:
             from mlrc_lightning.statistics import simulation
 
             print(simulation.render(list(simulation.coverage(parsed.benchmarks, parsed.seed))))
+        elif parsed.command in ("verify", "study"):
+            code = _verify(parsed) if parsed.command == "verify" else _study(parsed)
+            if code:
+                sys.exit(code)
+        elif parsed.command == "table":
+            _table(parsed)
         else:
             _show(parsed.runs)
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from mlrc_lightning.config import config_folder, error_of_a_resolver
+from mlrc_lightning.environment import config_folder
 from mlrc_lightning.schema import suggestion
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -65,6 +65,8 @@ def is_usage_error(error: BaseException) -> bool:
 
 def message(error: BaseException) -> str:
     """Returns the error's message, with the nearest known name where Hydra could not find one."""
+    from mlrc_lightning.config import error_of_a_resolver  # OmegaConf: a table does without it
+
     own = error_of_a_resolver(error)
     if own is not None:
         return str(own)

@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mlrc_lightning.environment import config_folder as config_folder
 from mlrc_lightning.errors import ConfigError, MlrcError
 from mlrc_lightning.optima import Optimum, published_optimum
 from mlrc_lightning.schema import RUN_STAGES, TrialSettings, read
@@ -129,13 +130,6 @@ def error_of_a_resolver(error: BaseException | None) -> MlrcError | None:
     while error is not None and not isinstance(error, MlrcError):
         error = error.__cause__ or error.__context__
     return error
-
-
-def config_folder() -> Path:
-    """Returns the folder of the YAML files: beside the package in a clone, inside it in an installed wheel."""
-    package = Path(__file__).parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
 
 
 def _benchmark(*, _root_: DictConfig) -> str:

@@ -36,6 +36,13 @@ def _machine() -> dict[str, Any]:
     }
 
 
+def config_folder() -> Path:
+    """Returns the folder of the YAML files: beside the package in a clone, inside it in an installed wheel."""
+    package = Path(__file__).parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)

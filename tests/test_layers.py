@@ -12,17 +12,17 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     ["errors", "schema"],
     ["splits", "selection", "reference", "search_spaces", "optima", "search_optimum", "environment", "records"],
-    ["queries", "statistics", "tables", "figures"],
+    ["queries", "intervals", "results", "statistics", "tables", "figures"],
     ["torchvision_import", "distributed", "metrics", "datasets", "augment", "sampling", "models", "figure_inputs"],
     ["losses", "objective", "datamodule", "module", "callbacks", "model_folder"],
-    ["config", "recorded", "assembly", "evaluation", "trial", "evaluate", "reproduce"],
-    ["command_line", "original_configs", "original", "prepare", "draw", "__main__", "train"],
+    ["config", "composition", "recorded", "assembly", "evaluation", "trial", "evaluate", "reproduce"],
+    ["command_line", "original_configs", "original", "prepare", "draw", "table", "study", "__main__", "train"],
 ]
 RANK = {name: number for number, name in enumerate(name for names in LAYERS for name in names)}
 # modules that stay importable without torch, Lightning or Ax
 LIGHT = ["errors", "schema", "splits", "selection", "records", "environment", "search_spaces", "optima", "tables.trial"]
 LIGHT += ["config", "command_line", "original_configs", "figures", "__main__", "search_optimum", "queries"]
-LIGHT += ["statistics"]
+LIGHT += ["statistics", "intervals", "results", "composition", "table", "study"]
 
 
 def imports_of(path):

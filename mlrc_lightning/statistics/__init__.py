@@ -1,9 +1,9 @@
 """Intervals, paired comparisons, variance components and search curves: numbers in, numbers out, no torch."""
 
+from mlrc_lightning.intervals import Interval, t_interval
 from mlrc_lightning.statistics.comparison import PairedComparison, PairwiseRow, paired_comparison, pairwise
 from mlrc_lightning.statistics.curves import Band, band, best_so_far, paper_curve
 from mlrc_lightning.statistics.holm import holm
-from mlrc_lightning.statistics.intervals import Interval, t_interval
 from mlrc_lightning.statistics.queries import Embedding, Metric, QueryResults, read_query_results
 from mlrc_lightning.statistics.variance import SearchVariance, VarianceComponents, search_variance, variance_components
 

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
+from mlrc_lightning.intervals import t_interval
 from mlrc_lightning.statistics.comparison import paired_comparison, pairwise
-from mlrc_lightning.statistics.intervals import t_interval
 from mlrc_lightning.statistics.queries import QueryResults
 
 Array = NDArray[np.float64]
