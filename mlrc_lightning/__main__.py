@@ -91,9 +91,9 @@ def _table(parsed: argparse.Namespace) -> None:
     from mlrc_lightning.table import make_page, replace_block, write_page
     from mlrc_lightning.tables.render import RENDERERS, markdown
 
-    page, found = make_page(parsed.name, parsed.overrides, parsed.protocol, parsed.source, parsed.outputs)
+    page, sets, found = make_page(parsed.name, parsed.overrides, parsed.protocol, parsed.source, parsed.outputs)
     formats = list(RENDERERS) if parsed.format == "all" else [parsed.format]
-    written = write_page(page, parsed.outputs, formats, found)
+    written = write_page(page, parsed.outputs, formats, sets, found)
     print(markdown(page))
     if parsed.into is not None and replace_block(parsed.into, parsed.name, markdown(page)):
         written.append(parsed.into)

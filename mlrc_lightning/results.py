@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,28 +31,27 @@ class Run:
     Attributes:
         number: From 0.
         folder: Where it is, or will be.
+        place: Protocol, benchmark and loss by its folder, which its record must bear out.
+
+    Raises:
+        RecordError: From what reads the record: it is damaged, or of another place.
     """
 
     number: int
     folder: Path
+    place: tuple[str, str, str]
 
     @cached_property
     def record(self) -> TrialRecord | None:
         """The record with every epoch; None where the run has not ended."""
         path = self.folder / RECORD_FILE
-        return read_json(path, TrialRecord) if path.exists() else None
+        return self._checked(read_json(path, TrialRecord)) if path.exists() else None
 
     @cached_property
     def outcome(self) -> TrialRecord | None:
         """The record without its epochs, which are most of its bytes; None where the run has not ended."""
         path = self.folder / RECORD_FILE
-        if not path.exists():
-            return None
-        content = read_plain_json(path)
-        if isinstance(content, Mapping) and isinstance(content.get("folds"), list):
-            folds = [{**fold, "epochs": []} if isinstance(fold, dict) else fold for fold in content["folds"]]
-            content = {**content, "folds": folds}
-        return _typed(path, content)
+        return self._checked(_without_epochs(path)) if path.exists() else None
 
     @property
     def state(self) -> str:
@@ -68,6 +67,15 @@ class Run:
     def num_finished_folds(self) -> int:
         """Folds that need not be trained again."""
         return len(list(self.folder.glob("fold_*/fold.json")))
+
+    def _checked(self, record: TrialRecord) -> TrialRecord:
+        found = (record.protocol, record.benchmark, record.loss)
+        if found != self.place:
+            raise RecordError(
+                f"{self.folder}: expected a run of {'/'.join(self.place)}, found a record of {'/'.join(found)}."
+                " Move the folder back to where it was made, or remove it."
+            )
+        return record
 
 
 @dataclass(frozen=True)
@@ -170,22 +178,22 @@ class SearchResult:
 
 
 def run_sets(outputs: Path) -> list[RunSet]:
-    """Returns all sets of runs, in the order of their folders.
-
-    Raises:
-        RecordError: A record is damaged, or lies in a folder that is not its own.
-    """
+    """Returns all sets of runs, in the order of their folders; records are read when they are asked for."""
     found = []
     for folder in sorted(outputs.glob("*/*/*/reproduce/*-*")):
         source, _, setting_id = folder.name.partition("-")
         protocol, benchmark, loss = folder.relative_to(outputs).parts[:3]
         there = {int(path.name) for path in folder.iterdir() if path.name.isdigit()}
         numbers = sorted(there | set(range(_num_planned(folder))))
-        runs = tuple(Run(number, folder / str(number)) for number in numbers)
-        for run in runs:
-            _check_place(run, (protocol, benchmark, loss))
+        runs = tuple(run_of(folder / str(number), outputs) for number in numbers)
         found.append(RunSet(protocol, benchmark, loss, source, setting_id, folder, runs))
     return found
+
+
+def run_of(folder: Path, outputs: Path) -> Run:
+    """Returns the run of a folder `<protocol>/<benchmark>/<loss>/reproduce/<set>/<number>` under `outputs`."""
+    protocol, benchmark, loss = folder.relative_to(outputs).parts[:3]
+    return Run(int(folder.name), folder, (protocol, benchmark, loss))
 
 
 def searches(outputs: Path) -> list[SearchResult]:
@@ -282,26 +290,20 @@ def _num_planned(folder: Path) -> int:
     return planned
 
 
-def _check_place(run: Run, place: Sequence[str]) -> None:
-    outcome = run.outcome
-    if outcome is None:
-        return
-    found = (outcome.protocol, outcome.benchmark, outcome.loss)
-    if found != tuple(place):
-        raise RecordError(
-            f"{run.folder}: expected a run of {'/'.join(place)}, found a record of {'/'.join(found)}."
-            " Move the folder back to where it was made, or remove it."
-        )
-
-
-def _typed(path: Path, content: object) -> TrialRecord:
+def _without_epochs(path: Path) -> TrialRecord:
+    """Reads a record but for its epochs; its long lists of classes are not checked one by one."""
+    content = read_plain_json(path)
     version = content.get("schema_version") if isinstance(content, Mapping) else None
     if version != SCHEMA_VERSION:
         raise RecordError(f"{path}: expected schema version {SCHEMA_VERSION}, found {version}.")
     try:
-        return read(TrialRecord, content)
-    except ConfigError as error:
-        raise RecordError(f"{path}: {error}") from error
+        classes = [(tuple(fold.pop("train_classes")), tuple(fold.pop("val_classes"))) for fold in content["folds"]]
+        empty: dict[str, list[Any]] = {"epochs": [], "train_classes": [], "val_classes": []}
+        record = read(TrialRecord, {**content, "folds": [{**fold, **empty} for fold in content["folds"]]})
+    except (ConfigError, KeyError, TypeError, AttributeError) as error:
+        raise RecordError(f"{path}: expected a trial's record, found something else ({error}).") from error
+    folds = [replace(f, train_classes=t, val_classes=v) for f, (t, v) in zip(record.folds, classes, strict=True)]
+    return replace(record, folds=tuple(folds))
 
 
 def _at(values: Mapping[str, Any], dotted: str) -> Any:

@@ -10,7 +10,7 @@ from mlrc_lightning.composition import compose, overrides_of
 from mlrc_lightning.environment import config_folder
 from mlrc_lightning.errors import ConfigError
 from mlrc_lightning.records import write_bytes, write_json
-from mlrc_lightning.results import SearchResult, run_sets, searches
+from mlrc_lightning.results import RunSet, SearchResult, run_sets, searches
 from mlrc_lightning.tables.benchmark import Benchmark, benchmark_page
 from mlrc_lightning.tables.cells import Page
 from mlrc_lightning.tables.cited import reported_page, toy_page
@@ -27,8 +27,8 @@ MANIFEST_ENDING = "manifest.json"
 
 def make_page(
     name: str, overrides: Sequence[str], protocol: str | None, source: str, outputs: Path
-) -> tuple[Page, list[SearchResult]]:
-    """Returns a table, and all searches that were found.
+) -> tuple[Page, list[RunSet], list[SearchResult]]:
+    """Returns a table, and all sets of runs and searches that were found.
 
     Args:
         name: One of `CITED`, `HYPERPARAMETERS`, an experiment, a dataset, or a benchmark that has results.
@@ -41,13 +41,14 @@ def make_page(
         ConfigError: There is no such table.
     """
     if name in CITED:
-        return CITED[name](), []
+        return CITED[name](), [], []
     benchmark = _benchmark(name, overrides, protocol, outputs)
     found = searches(outputs)
     if name == HYPERPARAMETERS:
         keys = parameter_keys(config_folder())
-        return hyperparameters_page(benchmark.protocol, outputs, found, keys, benchmark.max_trials), found
-    return benchmark_page(name, benchmark, source, outputs, run_sets(outputs), found), found
+        return hyperparameters_page(benchmark.protocol, outputs, found, keys, benchmark.max_trials), [], found
+    sets = run_sets(outputs)
+    return benchmark_page(name, benchmark, source, outputs, sets, found), sets, found
 
 
 def _benchmark(name: str, overrides: Sequence[str], protocol: str | None, outputs: Path) -> Benchmark:
@@ -76,8 +77,10 @@ def _benchmark(name: str, overrides: Sequence[str], protocol: str | None, output
     )
 
 
-def write_page(page: Page, outputs: Path, formats: Sequence[str], found: Sequence[SearchResult]) -> list[Path]:
-    """Writes a table in some formats, and its manifest, made from all searches found; returns the files.
+def write_page(
+    page: Page, outputs: Path, formats: Sequence[str], sets: Sequence[RunSet], found: Sequence[SearchResult]
+) -> list[Path]:
+    """Writes a table in some formats, and its manifest, made from all results found; returns the files.
 
     Raises:
         ConfigError: A format is unknown.
@@ -91,7 +94,7 @@ def write_page(page: Page, outputs: Path, formats: Sequence[str], found: Sequenc
     for name, content in rendered.items():
         write_bytes(folder / name, content)
     path = folder / f"{page.name}.{MANIFEST_ENDING}"
-    write_json(path, manifest(page, outputs, found, rendered))
+    write_json(path, manifest(page, outputs, sets, found, rendered))
     return [*(folder / name for name in rendered), path]
 
 

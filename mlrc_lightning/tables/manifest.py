@@ -14,18 +14,15 @@ from typing import Any
 from mlrc_lightning.errors import RecordError
 from mlrc_lightning.intervals import t_interval
 from mlrc_lightning.records import RECORD_FILE, TrialRecord, read_plain_json, write_json
-from mlrc_lightning.results import LEDGER_FILE, Run, SearchResult, searches
+from mlrc_lightning.results import LEDGER_FILE, Run, RunSet, SearchResult, run_of, searches
 from mlrc_lightning.tables.benchmark import value_at
+from mlrc_lightning.tables.catalog import METRICS
 from mlrc_lightning.tables.cells import Accuracy, Number, Page
 
 VERSION = 1
 QUERIES_FILE = "queries_test.npz"
+"""As `queries.py` names it, which imports numpy."""
 _DIGESTS_FILE = ".digests.json"
-_PER_QUERY = {
-    "precision_at_1": "correct_at_1",
-    "r_precision": "r_precision",
-    "mean_average_precision_at_r": "average_precision_at_r",
-}
 _ROUNDING_OF_FLOAT32 = 1e-6
 
 
@@ -69,12 +66,19 @@ class Digests:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def manifest(page: Page, outputs: Path, found: Iterable[SearchResult], rendered: Mapping[str, bytes]) -> dict[str, Any]:
+def manifest(
+    page: Page,
+    outputs: Path,
+    sets: Iterable[RunSet],
+    found: Iterable[SearchResult],
+    rendered: Mapping[str, bytes],
+) -> dict[str, Any]:
     """Returns the manifest of a page, the same bytes for the same results.
 
     Args:
         page: The table.
         outputs: Where its results lie.
+        sets: All sets of runs under `outputs`.
         found: All searches under `outputs`.
         rendered: Content of the table's files, by name.
     """
@@ -83,6 +87,7 @@ def manifest(page: Page, outputs: Path, found: Iterable[SearchResult], rendered:
     folders = dict.fromkeys(folder for cell in cells for folder in cell["runs"])
     digests = Digests(outputs, outputs / "tables" / _DIGESTS_FILE)
     wanted = set(page.searches) | {cell["search"] for cell in cells if cell["search"]}
+    runs = {str(run.folder.relative_to(outputs)): run for run_set in sets for run in run_set.runs}
     by_folder = {str(search.folder.relative_to(outputs)): search for search in found}
     return {
         "manifest_version": VERSION,
@@ -91,7 +96,7 @@ def manifest(page: Page, outputs: Path, found: Iterable[SearchResult], rendered:
         "arguments": page.arguments,
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(rendered.items())},
         "cells": cells,
-        "runs": {folder: _run_entry(outputs, folder, digests) for folder in sorted(folders)},
+        "runs": {folder: _run_entry(folder, runs[folder], digests) for folder in sorted(folders)},
         "searches": {folder: _search_entry(folder, by_folder[folder], digests) for folder in sorted(wanted)},
     }
 
@@ -148,8 +153,8 @@ def _cell_entry(cell: object) -> dict[str, Any] | None:
     return None
 
 
-def _run_entry(outputs: Path, folder: str, digests: Digests) -> dict[str, Any]:
-    outcome = Run(0, outputs / folder).outcome
+def _run_entry(folder: str, run: Run, digests: Digests) -> dict[str, Any]:
+    outcome = run.outcome
     assert outcome is not None
     settings = outcome.settings
     # a record tells the digests of its weights, so that gigabytes need not be read for a table; verify reads them
@@ -202,7 +207,7 @@ def _search_entry(folder: str, search: SearchResult, digests: Digests) -> dict[s
 
 def _outcome(outputs: Path, folder: str, findings: list[str]) -> TrialRecord | None:
     try:
-        return Run(0, outputs / folder).outcome
+        return run_of(outputs / folder, outputs).outcome
     except RecordError as error:
         findings.append(str(error))
         return None
@@ -236,25 +241,24 @@ def _check_queries(folder: Path, outcome: TrialRecord) -> list[str]:
     path = folder / QUERIES_FILE
     if not path.exists() or outcome.test is None:
         return []
-    import zipfile
+    from mlrc_lightning.queries import read_queries  # numpy: a table does without it
 
-    import numpy as np
-
-    findings = []
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            for metric, name in _PER_QUERY.items():
-                for embedding, key in (("separated", name), ("concatenated", f"concatenated_{name}")):
-                    stored = value_at(outcome, f"test.{embedding}.{metric}")
-                    if stored is None or key not in arrays:
-                        continue
-                    mean = float(arrays[key].mean(dtype=np.float64))
-                    if abs(mean - stored) > _ROUNDING_OF_FLOAT32:
-                        findings.append(
-                            f"{path}: {embedding} {metric} is {mean:.6f} over its queries, {stored:.6f} in the record."
-                        )
-    except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
-        findings.append(f"{path}: expected per-query results, found a damaged file ({error}).")
+        queries = read_queries(path)
+    except RecordError as error:
+        return [str(error)]
+    means: dict[str, list[dict[str, float]]] = {"separated": queries.separated.means()}
+    if queries.concatenated is not None:
+        means["concatenated"] = queries.concatenated.means()
+    findings = []
+    for embedding, of_models in means.items():
+        for metric in METRICS:
+            stored = value_at(outcome, f"test.{embedding}.{metric}")
+            mean = math.fsum(accuracies[metric] for accuracies in of_models) / len(of_models)
+            if stored is not None and abs(mean - stored) > _ROUNDING_OF_FLOAT32:
+                findings.append(
+                    f"{path}: {embedding} {metric} is {mean:.6f} over its queries, {stored:.6f} in the record."
+                )
     return findings
 
 

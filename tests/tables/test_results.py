@@ -74,8 +74,9 @@ def test_runs_are_told_apart_by_how_far_they_are(tmp_path):
 def test_a_run_in_a_folder_that_is_not_its_own_is_refused(tmp_path):
     fakes.write_run(tmp_path, "arcface", 0, fakes.accuracies(0.5, 0.5, 0.5))
     (tmp_path / fakes.PROTOCOL).rename(tmp_path / "mlrc-other-12345678")
+    (run_set,) = run_sets(tmp_path)
     with pytest.raises(RecordError, match="expected a run of mlrc-other-12345678/.*found a record of mlrc-fake"):
-        run_sets(tmp_path)
+        _ = run_set.complete
 
 
 def test_runs_of_an_earlier_best_setting_are_recognised(tmp_path):
