@@ -23,8 +23,8 @@ STUDY = $(BIN)/python -m mlrc_lightning study $(1) $(OVERRIDES) --hyperparameter
 	$(if $(LOSSES),--losses $(LOSSES)) $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(TRIALS),--trials $(TRIALS)) \
 	$(if $(RUNS),--runs $(RUNS))
 # a loss that failed keeps no table from being rendered, and then fails the target
-RENDER = $(BIN)/python -m mlrc_lightning table $(1) $(OVERRIDES) --source $(HYPERPARAMETERS) \
-	$(if $(TRIALS),max_trials=$(TRIALS)) $(if $(RUNS),num_runs=$(RUNS))
+RENDER = $(BIN)/python -m mlrc_lightning table $(1) $(OVERRIDES) $(if $(TRIALS),max_trials=$(TRIALS)) \
+	$(if $(RUNS),num_runs=$(RUNS)) --source $(HYPERPARAMETERS)
 # make -n runs the study too (the plus sign), which then only prints its commands
 DRY_RUN = $(if $(findstring n,$(filter-out --%,$(firstword -$(MAKEFLAGS)))),--dry-run)
 

@@ -1,6 +1,7 @@
 """Which commands a study still needs, and how it runs them."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -221,6 +222,12 @@ def test_make_n_shows_the_commands_and_runs_none(tmp_path):
     for loss in ("arcface", "contrastive"):
         expected = f"train.py -m stage=reproduce experiment=mlrc/cub200 loss={loss} num_runs=3 hyperparameters=paper"
         assert expected in done.stdout
+    # and the last command, which renders, is one that there is
+    rendering = [*shlex.split(done.stdout.splitlines()[-1]), "--outputs", str(tmp_path)]
+    assert rendering[2:5] == ["mlrc_lightning", "table", "cub200"]
+    rendered = subprocess.run(rendering, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert rendered.returncode == 0, rendered.stderr
+    assert "the setting that the paper published" in rendered.stdout
 
 
 def test_the_losses_of_a_study_are_the_paper_s_14():
