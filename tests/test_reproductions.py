@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import yaml
 
-from mlrc_lightning import assembly, trial
+from mlrc_lightning import assembly, evaluation, trial
 from mlrc_lightning.config import seed_of_run, trial_settings
 from mlrc_lightning.errors import ConfigError, RecordError
 from mlrc_lightning.evaluation import TRUNK_BASELINES, load_module
@@ -121,6 +122,29 @@ def test_lonely_images_are_no_queries(settings, folder, monkeypatch):
     assert len(queries.index) == record.test.num_queries == 71
     assert 24 * 6 - 1 not in queries.index
     assert queries.separated.means()[0] == pytest.approx(record.test.separated, abs=1e-6)
+
+
+def test_queries_of_a_gallery_are_named_in_the_order_of_their_results():
+    """Images 2 to 9; 3, 5, 6 and 8 are queries, of which 5 has no image of its class in the gallery."""
+    labels = np.array([0, 0, 1, 1, 2, 3, 2, 1, 1, 2])
+    images, queries = np.arange(2, 10), np.array([3, 5, 6, 8])
+    cache = SimpleNamespace(indices=images)
+    data = SimpleNamespace(
+        test=SimpleNamespace(cache=cache, labels=labels), test_queries=queries, images=SimpleNamespace(labels=labels),
+        num_classes=4,
+    )  # fmt: skip
+    embeddings = assembly.torch.randn(8, 3, generator=assembly.torch.Generator().manual_seed(0))
+    assert evaluation._queries_on_test(data).tolist() == [3, 6, 8]
+    found = evaluation.metrics_on_test(embeddings, data)
+    assert (found.num_queries, found.num_without_relevant) == (3, 1)
+    for row, query in enumerate((3, 6, 8)):
+        alone = SimpleNamespace(**{**vars(data), "test_queries": np.array([query])})
+        kept = ~np.isin(images, np.setdiff1d(queries, [query]))  # the others are no gallery
+        alone.test = SimpleNamespace(cache=SimpleNamespace(indices=images[kept]), labels=labels)
+        expected = evaluation.metrics_on_test(embeddings[kept], alone)
+        assert found.per_query[row].tolist() == pytest.approx(expected.per_query[0].tolist())
+    data.test_queries = None
+    assert evaluation._queries_on_test(data).tolist() == [2, 3, 4, 6, 7, 8, 9]
 
 
 def test_damaged_or_missing_per_query_results_are_refused_by_name(tmp_path):
