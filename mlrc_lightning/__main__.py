@@ -200,6 +200,7 @@ def _evaluate(parsed: argparse.Namespace) -> None:
 def _reproduce(parsed: argparse.Namespace) -> None:
     """Runs what folders describe once more: records of ours, experiments of the original."""
     from mlrc_lightning.original_configs import is_original
+    from mlrc_lightning.records import RECORD_FILE
 
     overrides = [word for word in parsed.words if "=" in word and not Path(word).exists()]
     folders = [Path(word) for word in parsed.words if word not in overrides]
@@ -207,9 +208,9 @@ def _reproduce(parsed: argparse.Namespace) -> None:
         if is_original(folder):
             _reproduce_original(folder, overrides, parsed.print)
             continue
-        if not folder.exists():
+        if not (folder.is_file() or (folder / RECORD_FILE).is_file()):
             raise ConfigError(
-                f"{folder}: expected configs/*.yaml of the original or a record.json, found no such folder."
+                f"{folder}: expected configs/*.yaml of the original, or the {RECORD_FILE} of a run, found neither."
             )
         if overrides or parsed.print:
             found = overrides[0] if overrides else "--print"
