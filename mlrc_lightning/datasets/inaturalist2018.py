@@ -44,7 +44,7 @@ class INaturalist2018(ImageFiles):
         if not _is_there(folder):
             raise DatasetError(
                 f"{NAME}: expected {_FOLDER}, {' and '.join(_INDEXES.values())} in {root}, found not all of them."
-                f" Download it: {_PREPARE} dataset.images.download=true; or put train_val2018.tar.gz and"
+                f" Download it: {_PREPARE} dataset.download=true; or put train_val2018.tar.gz and"
                 f" Inat_dataset_splits.zip there and run: {_PREPARE}"
             )
         paths: list[Path] = []

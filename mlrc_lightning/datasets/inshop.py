@@ -44,7 +44,7 @@ class InShopClothes(ImageFiles):
         if found is None:
             raise DatasetError(
                 f"{NAME}: expected Eval/{_INDEX} and Img/img in {root}, found at most one of them. Download it:"
-                f" {_PREPARE} dataset.images.download=true; or put {_INDEX} and img.zip there and run: {_PREPARE}"
+                f" {_PREPARE} dataset.download=true; or put {_INDEX} and img.zip there and run: {_PREPARE}"
             )
         index, folder = found
         lines = index.read_text(encoding="utf-8").splitlines()
