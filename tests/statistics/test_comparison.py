@@ -197,6 +197,24 @@ def test_one_class_has_an_effect_but_no_interval():
     assert (result.low, result.p_value, result.num_classes) == (None, None, 1)
 
 
+@pytest.mark.parametrize("sizes", [(3, 2), (3, 2, 4)])
+def test_two_or_three_classes_have_a_standard_error_but_no_interval(sizes):
+    # one draw in two, or in nine, repeats a single class: more than one in twenty
+    result = paired_comparison(*benchmark(sizes=sizes))
+    assert result.standard_error > 0
+    assert math.isfinite(result.effect_size)
+    assert (result.low, result.high, result.p_value, result.effect_size_low) == (None,) * 4
+    row = pairwise(benchmark(sizes=sizes))[0]
+    assert (row.p_adjusted, row.different) == (None, None)
+
+
+def test_four_classes_have_an_interval():
+    # one draw in 64
+    result = paired_comparison(*benchmark(sizes=(3, 2, 4, 3)))
+    assert -10 < result.low < result.effect < result.high < 10
+    assert 0 < result.p_value < 1
+
+
 def test_different_queries_are_refused_with_how_many_are_common():
     a, b = benchmark()
     with pytest.raises(RecordError, match=r"different queries \(17 and 16, 16 in common\)"):

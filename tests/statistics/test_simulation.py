@@ -62,8 +62,8 @@ def test_intervals_cover_in_100_benchmarks():
 
 @pytest.mark.slow
 def test_intervals_cover_93_to_97_per_cent_of_1000_benchmarks_and_families_err_in_5():
-    # 2 Monte Carlo errors of a rate of 5 % in 1,000
-    check(list(coverage(1_000, 0)), 0.93, 0.97, 0.05 + 2 * np.sqrt(0.05 * 0.95 / 1_000))
+    # the method was settled while looking at seed 0, so another seed; 2 Monte Carlo errors of a rate of 5 % in 1,000
+    check(list(coverage(1_000, 1)), 0.93, 0.97, 0.05 + 2 * np.sqrt(0.05 * 0.95 / 1_000))
 
 
 def test_equal_seeds_give_equal_results_and_others_others():
