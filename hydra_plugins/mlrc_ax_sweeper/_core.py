@@ -6,10 +6,11 @@ import platform
 import queue
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 from hydra.core.plugins import Plugins
@@ -52,14 +53,14 @@ def run_search(problem: Problem, config: DictConfig, hydra_context: HydraContext
                     config=config, hydra_context=hydra_context, task_function=task_function
                 )
                 OmegaConf.save(config, directory / "multirun.yaml")
-                search.run(launcher, num_slots(problem, config))
+                search.run(launcher, num_slots(problem, config, launcher))
             search.report()
         finally:
             ledger.close()
 
 
-def num_slots(problem: Problem, config: DictConfig) -> int:
-    """Jobs that run at a time."""
+def num_slots(problem: Problem, config: DictConfig, launcher: Launcher) -> int:
+    """Jobs that run at a time; a launcher may know by itself how many it has room for (`num_slots`)."""
     settings = problem.settings
     is_basic = config.hydra.launcher._target_ == _BASIC_LAUNCHER
     if is_basic:
@@ -68,11 +69,20 @@ def num_slots(problem: Problem, config: DictConfig) -> int:
                 f"`hydra.sweeper.n_parallel` is {settings.n_parallel}, and Hydra's basic launcher runs "
                 "jobs in "
                 "this process, one at a time. Choose a launcher with processes of its own, e.g. "
-                "`hydra/launcher=joblib`, `submitit_local` or `submitit_slurm`, or leave n_parallel at 1."
+                "`hydra/launcher=mlrc_local` or `mlrc_slurm`, or leave n_parallel at 1."
             )
         return 1
-    slots = settings.n_parallel or settings.max_batch_size or _UPSTREAM_BATCH
+    room = getattr(launcher, "num_slots", None)
+    slots: int = settings.n_parallel or room or settings.max_batch_size or _UPSTREAM_BATCH
     return min(slots, settings.max_batch_size or slots)
+
+
+@dataclass(frozen=True)
+class _Submission:
+    """A launcher has given a job an id; its thread waits until that is in the ledger."""
+
+    payload: dict[str, Any]
+    is_noted: Event
 
 
 class Search:
@@ -88,6 +98,9 @@ class Search:
         self._begin = time.monotonic()
         self._done_before = self.state.num_completed
         self._launcher: Launcher | None = None
+        # under way, by number; and what their threads have to say
+        self._jobs: dict[int, Job] = {}
+        self._results: queue.SimpleQueue[tuple[Job, JobResult | _Submission]] | None = None
 
     def open(self) -> bool:
         """Begin the ledger, or check that it is this search's.
@@ -130,8 +143,11 @@ class Search:
     def run(self, launcher: Launcher, slots: int) -> None:
         """Propose and run trials until the search is over."""
         self._launcher = launcher
+        if hasattr(launcher, "on_submitted"):
+            launcher.on_submitted = self._note_submission
         if slots == 1:
             while (job := self._next_job(running=[])) is not None:
+                self._jobs = {job.number: job}
                 self._finish_job(job, self._execute(job))
             return
         self._run_in_slots(slots)
@@ -142,7 +158,7 @@ class Search:
         The threads are daemons: an interrupt ends the process without waiting for jobs of hours. When the
         search has to stop, the jobs under way are still waited for, and their results kept.
         """
-        results: queue.SimpleQueue[tuple[Job, JobResult]] = queue.SimpleQueue()
+        results = self._results = queue.SimpleQueue()
         running: list[Job] = []
         stopped: Exception | None = None
 
@@ -157,16 +173,39 @@ class Search:
             try:
                 while stopped is None and len(running) < slots and (job := self._next_job(running)) is not None:
                     running.append(job)
+                    self._jobs[job.number] = job
                     Thread(target=work, args=(job,), name=f"job {job.number}", daemon=True).start()
                 if not running:
                     break
                 job, result = results.get()
+                if isinstance(result, _Submission):
+                    try:
+                        self._append("submitted", result.payload)
+                    finally:
+                        result.is_noted.set()
+                    continue
                 running.remove(job)
+                del self._jobs[job.number]
                 self._finish_job(job, result)
             except Exception as error:
                 stopped = stopped or error
         if stopped is not None:
             raise stopped
+
+    def _note_submission(self, number: int, id_: str, folder: Path) -> None:
+        """Has the ledger say by which id a launcher's job can be found, before that job is waited for."""
+        job = self._jobs[number]
+        if job.trial.ids.get(job.replicate) == id_:
+            return
+        where = {"trial": job.trial.index, "replicate": job.replicate, "job": number}
+        payload = {**where, "id": id_, "folder": str(folder), "time": _now()}
+        if self._results is None:
+            self._append("submitted", payload)
+            return
+        # one thread alone writes; this is another
+        submission = _Submission(payload, Event())
+        self._results.put((job, submission))
+        submission.is_noted.wait()
 
     def report(self) -> None:
         """Write the results and, once, that the search is finished."""
@@ -242,9 +281,10 @@ class Search:
 
     def _start(self, trial: Trial, replicate: int) -> Job:
         # an interrupted job keeps its number, and with it its directory, so that the app can resume in it
+        is_resumed = replicate in trial.open_jobs
         number = trial.open_jobs.get(replicate, self.state.next_job)
         overrides = (*self.problem.space.overrides(trial.parameters), *self.problem.replicates[replicate])
-        job = Job(number, trial, replicate, overrides)
+        job = Job(number, trial, replicate, overrides, is_resumed)
         self._append(
             "started",
             {
@@ -252,7 +292,7 @@ class Search:
                 "replicate": replicate,
                 "attempt": trial.failures.get(replicate, 0),
                 "job": number,
-                "resumed": replicate in trial.open_jobs,
+                "resumed": is_resumed,
                 "time": _now(),
             },
         )
@@ -280,6 +320,8 @@ class Search:
         self._stop_on_usage_error(job, result)
         log.error("Trial %d, job %d failed: %s\n%s", trial.index, job.number, result.reason, result.traceback)
         why = {"reason": result.reason, "traceback": result.traceback}
+        if result.state is not None:
+            why["state"] = result.state
         self._append("job_failed", {**where, **why, "time": _now()})
         if trial.failures[replicate] <= self.problem.settings.retries:
             log.info("Trial %d is tried again", trial.index)

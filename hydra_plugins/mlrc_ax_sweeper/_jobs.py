@@ -27,6 +27,8 @@ class Job:
     trial: Trial
     replicate: int
     overrides: tuple[str, ...]
+    # an earlier sweeper began it, and did not see its end
+    is_resumed: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,25 @@ class JobResult:
     traceback: str = ""
     exception: BaseException | None = None
 
+    @property
+    def state(self) -> str | None:
+        """How the launcher's own system says that the job ended, e.g. TIMEOUT."""
+        state = getattr(self.exception, "state", None)
+        return state if isinstance(state, str) else None
+
 
 def run_job(launcher: Launcher, job: Job, problem: Problem) -> JobResult:
-    """Launch a job and wait for it. Never raises for what the job does; an interrupt of the user passes."""
+    """Launch a job and wait for it. Never raises for what the job does; an interrupt of the user passes.
+
+    A launcher whose jobs outlive the sweeper may have `attach(number)`, which waits for the job that an earlier sweeper
+    launched, and returns None where there is none.
+    """
     begin = time.monotonic()
+    attach = getattr(launcher, "attach", None)
     try:
-        returned = launcher.launch([list(job.overrides)], initial_job_idx=job.number)[0]
+        returned = attach(job.number) if job.is_resumed and attach is not None else None
+        if returned is None:
+            returned = launcher.launch([list(job.overrides)], initial_job_idx=job.number)[0]
         metrics = _read(returned, problem)
     # SystemExit: a task that calls sys.exit in this process ends its trial, not the search
     except (Exception, SystemExit) as error:

@@ -24,6 +24,8 @@ class Trial:
     failures: dict[int, int] = field(default_factory=dict)
     # job number of a replicate's attempt that has begun and, as far as the ledger knows, not ended
     open_jobs: dict[int, int] = field(default_factory=dict)
+    # what the launcher calls an open job, by replicate: its id in SLURM
+    ids: dict[int, str] = field(default_factory=dict)
     jobs: list[int] = field(default_factory=list)
     seconds: float = 0.0
     reason: str | None = None
@@ -85,6 +87,8 @@ class SearchState:
             if payload["job"] not in trial.jobs:
                 trial.jobs.append(payload["job"])
             self.next_job = max(self.next_job, payload["job"] + 1)
+        elif record.type == "submitted":
+            self.trials[payload["trial"]].ids[payload["replicate"]] = payload["id"]
         elif record.type in ("result", "job_failed"):
             self._end_job(record.type, payload)
         elif record.type == "completed":
@@ -115,6 +119,7 @@ class SearchState:
     def _end_job(self, type_: str, payload: Mapping[str, Any]) -> None:
         trial, replicate = self.trials[payload["trial"]], payload["replicate"]
         trial.open_jobs.pop(replicate, None)
+        trial.ids.pop(replicate, None)
         trial.seconds += payload["seconds"]
         if type_ == "result":
             trial.results[replicate] = {

@@ -37,7 +37,7 @@ def describe(directory: Path) -> str:
     if best is not None and not problem.is_multi_objective:
         value = best.measurements[problem.objective].mean
         lines.append(f"  best {problem.objective}: {value:.6g}, trial {best.index}: {_short(best)}")
-    lines += [f"  running: trial {trial.index}, {_short(trial)}" for trial in state.with_status("open")]
+    lines += [f"  running: trial {trial.index}, {_short(trial)}{_ids(trial)}" for trial in state.with_status("open")]
     lines += [f"  failed: trial {t.index}, {_short(t)}: {t.reason}" for t in state.with_status("failed")]
     times = [record.payload["time"] for record in content.records if "time" in record.payload]
     done = state.num_completed
@@ -69,6 +69,10 @@ def _is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _ids(trial: Trial) -> str:
+    return f", as job {', '.join(trial.ids.values())}" if trial.ids else ""
 
 
 def _short(trial: Trial) -> str:

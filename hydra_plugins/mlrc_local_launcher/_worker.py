@@ -1,0 +1,79 @@
+"""What runs in a worker process: one job after the other, until the launcher closes the line or dies."""
+
+import contextlib
+import faulthandler
+import gc
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import cloudpickle
+from hydra.core.utils import JobReturn
+
+from ._hydra_job import HydraJob, failed, portable, streams_to
+
+_PARENT_CHECK_MS = 1000
+
+
+def main(descriptor: int, parent: int) -> None:
+    """Serves jobs on a line.
+
+    Args:
+        descriptor: Of our end of the line.
+        parent: Process id of the launcher.
+    """
+    line: Connection = Connection(descriptor)
+    threading.Thread(target=_end_with, args=(descriptor, parent), daemon=True).start()
+    faulthandler.enable()
+    # what a job prints must not be lost with a process that is killed
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    while True:
+        try:
+            job: HydraJob = cloudpickle.loads(line.recv_bytes())
+        except EOFError:
+            return
+        returned, goes_on = _run(job, line)
+        line.send_bytes(cloudpickle.dumps(("returned", returned)))
+        if not goes_on:
+            return
+        _tidy()
+
+
+def _run(job: HydraJob, line: Connection) -> tuple[JobReturn, bool]:
+    """What the job returned, and whether this process is to go on."""
+
+    @contextlib.contextmanager
+    def inside(folder: Path) -> Iterator[None]:
+        line.send_bytes(cloudpickle.dumps(("began", folder)))
+        with streams_to(folder):
+            yield
+
+    try:
+        return job.run(str(job.number), inside), True
+    except BaseException as error:  # sys.exit in a task ends the job, not the worker
+        return portable(failed(job.overrides, error)), not isinstance(error, KeyboardInterrupt)
+
+
+def _tidy() -> None:
+    """Gives back the GPU memory that torch keeps: other workers may share the device."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _end_with(descriptor: int, parent: int) -> None:
+    """Ends this process and its children, the worker's group, as soon as the launcher is gone.
+
+    Not by PR_SET_PDEATHSIG: that follows the thread that started us, and a sweeper's threads come and go.
+    """
+    poller = select.poll()
+    poller.register(descriptor, 0)  # only a hang-up, which poll always reports
+    while not poller.poll(_PARENT_CHECK_MS) and os.getppid() == parent:
+        pass
+    os.killpg(os.getpgrp(), signal.SIGKILL)

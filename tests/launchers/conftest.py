@@ -1,0 +1,96 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, RunMode
+
+from .app.task import run
+
+ROOT = Path(__file__).parents[2]
+APP = Path(__file__).parent / "app"
+
+
+@pytest.fixture
+def make_launcher(tmp_path: Path) -> Iterator[Callable[..., Launcher]]:
+    """A launcher of the test app, set up as Hydra sets it up, without a sweeper: `make_launcher("mlrc_local")`."""
+    state = Singleton.get_state()
+
+    def make(name: str, *overrides: str, task: Any = run.__wrapped__) -> Launcher:
+        GlobalHydra.instance().clear()
+        hydra = Hydra.create_main_hydra2("task", create_config_search_path(str(APP / "conf")))
+        config = hydra.compose_config(
+            config_name="config",
+            overrides=[f"hydra/launcher={name}", f"hydra.sweep.dir={tmp_path / 'out'}", *overrides],
+            run_mode=RunMode.MULTIRUN,
+        )
+        context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
+        return Plugins.instance().instantiate_launcher(config=config, hydra_context=context, task_function=task)
+
+    yield make
+    Singleton.set_state(state)
+
+
+def error_of(returned: JobReturn) -> BaseException:
+    assert returned.status == JobStatus.FAILED
+    with pytest.raises(BaseException) as caught:
+        _ = returned.return_value
+    return caught.value
+
+
+class App:
+    """The command line of the test app, in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def command(self, *overrides: str) -> list[str]:
+        return [sys.executable, str(APP / "task.py"), "-m", "hydra.sweep.dir=out", *overrides]
+
+    def environment(self) -> dict[str, str]:
+        path = os.pathsep.join([str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
+        return {**os.environ, "PYTHONPATH": path, "HYDRA_FULL_ERROR": "1"}
+
+    def __call__(self, *overrides: str, expect: int = 0, timeout: float = 300) -> str:
+        done = subprocess.run(
+            self.command(*overrides),
+            cwd=self.folder,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        output = done.stdout + done.stderr
+        assert done.returncode == expect, output[-5000:]
+        return output
+
+    def start(self, *overrides: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command(*overrides),
+            cwd=self.folder,
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def runs(self, job: int) -> list[str]:
+        """A line for each time that a job began."""
+        path = self.folder / "out" / str(job) / "runs.txt"
+        return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> App:
+    return App(tmp_path)

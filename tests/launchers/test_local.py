@@ -1,0 +1,263 @@
+"""The local launcher: warm workers, each death a failed job, everything divided, nothing left behind."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra.core.utils import JobStatus
+from hydra.plugins.launcher import Launcher
+
+from hydra_plugins.mlrc_local_launcher import _devices
+from hydra_plugins.mlrc_local_launcher._devices import divide, visible_devices
+from hydra_plugins.mlrc_local_launcher._errors import JobFailedError, LocalLauncherError, WorkerDiedError
+from hydra_plugins.mlrc_local_launcher._pool import _pools
+
+from .conftest import App, error_of
+
+MakeLauncher = Callable[..., Launcher]
+
+
+@pytest.fixture(autouse=True)
+def _no_pool_stays():
+    yield
+    for pool in _pools.values():
+        pool.close()
+    _pools.clear()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_worker_keeps_its_imports_from_job_to_job(make_launcher: MakeLauncher, tmp_path: Path) -> None:
+    launcher = make_launcher("mlrc_local", "hydra.launcher.workers=1")
+    first, second = (r.return_value for r in launcher.launch([["x=1"], ["x=2"]], 0))
+    third = launcher.launch([["x=3"]], 2)[0].return_value
+    assert [r["was_warm"] for r in (first, second, third)] == [False, True, True]
+    assert len({r["pid"] for r in (first, second, third)}) == 1
+    assert first["pid"] != os.getpid()
+    # the app's own resolver, Hydra's number of the job, and the files
+    assert [r["doubled"] for r in (first, second, third)] == [2, 4, 6]
+    assert [r["id"] for r in (first, second, third)] == ["0", "1", "2"]
+    for number in range(3):
+        assert (tmp_path / f"out/{number}/stdout.txt").read_text() == f"job {number} prints\n"
+        assert "and complains" in (tmp_path / f"out/{number}/stderr.txt").read_text()
+        assert (tmp_path / f"out/{number}/.hydra/overrides.yaml").read_text() == f"- x={number + 1}\n"
+
+
+def test_a_second_search_of_the_process_finds_the_workers_warm(make_launcher: MakeLauncher) -> None:
+    before = make_launcher("mlrc_local", "hydra.launcher.workers=1").launch([[]], 0)[0].return_value
+    after = make_launcher("mlrc_local", "hydra.launcher.workers=1").launch([[]], 1)[0].return_value
+    assert after["pid"] == before["pid"]
+    assert after["was_warm"]
+
+
+def test_slots_call_from_several_threads_and_jobs_run_side_by_side(make_launcher: MakeLauncher) -> None:
+    launcher = make_launcher("mlrc_local", "hydra.launcher.workers=2")
+    launcher.launch([[], []], 0)  # warm both
+    found = {}
+
+    def slot(number: int) -> None:
+        found[number] = launcher.launch([["behaviour=sleep", "seconds=0.6"]], number)[0].return_value
+
+    begin = time.monotonic()
+    threads = [threading.Thread(target=slot, args=(number,)) for number in (2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert time.monotonic() - begin < 1.1
+    assert found[2]["pid"] != found[3]["pid"]
+
+
+def test_more_jobs_than_workers_wait_for_a_free_one(make_launcher: MakeLauncher) -> None:
+    launcher = make_launcher("mlrc_local", "hydra.launcher.workers=2")
+    returned = [r.return_value for r in launcher.launch([["behaviour=sleep", "seconds=0.1"]] * 6, 0)]
+    assert [r["id"] for r in returned] == [str(number) for number in range(6)]
+    assert len({r["pid"] for r in returned}) == 2
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [("kill", "killed by SIGKILL"), ("segfault", "killed by SIGSEGV")],
+)
+def test_a_dead_worker_fails_its_job_alone_and_is_replaced(
+    make_launcher: MakeLauncher, tmp_path: Path, behaviour: str, reason: str
+) -> None:
+    launcher = make_launcher("mlrc_local", "hydra.launcher.workers=1")
+    good, dead, after = launcher.launch([["x=1"], [f"behaviour={behaviour}"], ["x=2"]], 0)
+    error = error_of(dead)
+    assert isinstance(error, WorkerDiedError)
+    assert reason in str(error)
+    assert str(tmp_path / "out/1/stderr.txt") in str(error)
+    assert "and complains" in (tmp_path / "out/1/stderr.txt").read_text()
+    assert good.status == after.status == JobStatus.COMPLETED
+    assert after.return_value["pid"] != good.return_value["pid"]
+
+
+def test_a_worker_that_died_while_idle_costs_no_job(make_launcher: MakeLauncher) -> None:
+    launcher = make_launcher("mlrc_local", "hydra.launcher.workers=1")
+    pid = launcher.launch([[]], 0)[0].return_value["pid"]
+    os.kill(pid, signal.SIGKILL)
+    assert launcher.launch([[]], 1)[0].return_value["pid"] != pid
+
+
+def test_what_a_task_raises_comes_back_with_its_traceback(make_launcher: MakeLauncher) -> None:
+    launcher = make_launcher("mlrc_local", "hydra.launcher.workers=1")
+    raised, awkward, exited, returned = launcher.launch(
+        [[f"behaviour={name}"] for name in ("raise", "awkward", "exit", "unpicklable")], 0
+    )
+    error = error_of(raised)
+    assert isinstance(error, ValueError)
+    assert str(error) == "no luck"
+    assert 'raise ValueError("no luck")' in str(error.__cause__) or "in run" in str(error.__cause__)
+    assert str(error_of(awkward)) == "AwkwardError: this at there"
+    assert isinstance(error_of(awkward), JobFailedError)
+    assert isinstance(error_of(exited), SystemExit)
+    assert "returned a generator" in str(error_of(returned))
+    # one worker served them all
+    assert launcher.launch([[]], 4)[0].return_value["was_warm"]
+
+
+def test_a_job_that_cannot_be_composed_says_so(make_launcher: MakeLauncher) -> None:
+    launcher = make_launcher("mlrc_local", "hydra.launcher.workers=1")
+    assert "nonsense" in str(error_of(launcher.launch([["nonsense=1"]], 0)[0]))
+
+
+def test_workers_end_with_a_killed_launcher_and_take_their_children_along(app: App) -> None:
+    process = app.start("hydra/launcher=mlrc_local", "hydra.launcher.workers=2", "behaviour=sleep", "x=1,2")
+    wait_for(lambda: len(app.runs(0)) == len(app.runs(1)) == 1)
+    workers = [int(app.runs(job)[0].split()[0]) for job in (0, 1)]
+    assert all(is_running(pid) for pid in workers)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    wait_for(lambda: not any(is_running(pid) for pid in workers), 10)
+
+
+def test_an_interrupt_reaches_the_job_which_may_clean_up(app: App) -> None:
+    process = app.start("hydra/launcher=mlrc_local", "hydra.launcher.workers=1", "behaviour=interrupted", "x=1,2")
+    wait_for(lambda: len(app.runs(0)) == 1)
+    worker = int(app.runs(0)[0].split()[0])
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert (app.folder / "out/0/cleaned.txt").exists()
+    assert not is_running(worker)
+    assert not app.runs(1)
+
+
+@pytest.mark.slow
+def test_a_parallel_search_of_the_sweeper_runs_in_warm_workers(app: App) -> None:
+    app(
+        "hydra/launcher=mlrc_local",
+        "hydra/sweeper=mlrc_ax",
+        "hydra.sweeper.n_parallel=2",
+        "hydra.sweeper.generation.method=grid",
+        "hydra.sweeper.report=false",
+        "hydra.sweeper.ax_config.max_trials=5",
+        "hydra.sweeper.max_failures=5",
+        "hydra.sweeper.ax_config.experiment.objective_name=doubled",
+        "behaviour=kill_first",
+        "x=int(interval(1,5))",
+    )
+    # job 0 kills its worker; the retry is a job of its own number
+    pids = {app.runs(job)[0].split()[0] for job in range(6)}
+    assert len(pids) == 3
+    assert "WorkerDiedError: the worker was killed by SIGKILL" in (app.folder / "out/ledger.jsonl").read_text()
+
+
+# dividing
+
+SETTINGS = {"workers": None, "devices": None, "devices_per_worker": 1, "workers_per_device": 1, "threads": None}
+
+
+def of(slots: tuple[_devices.Slot, ...], name: str) -> list[str | None]:
+    return [dict(slot.environment).get(name) for slot in slots]
+
+
+@pytest.fixture
+def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(_devices, "num_cores", lambda: 8)
+    monkeypatch.setattr(_devices.shutil, "which", lambda name: None)
+
+
+@pytest.mark.usefixtures("eight_cores")
+@pytest.mark.parametrize(
+    ("settings", "devices", "threads"),
+    [
+        ({}, [None, None], "4"),
+        ({"workers": 3}, [None] * 3, "2"),
+        ({"workers": 20}, [None] * 20, "1"),
+        ({"workers": 2, "threads": 1}, [None] * 2, "1"),
+        ({"devices": []}, ["", ""], "4"),
+        ({"devices": [0, 1]}, ["0", "1"], "4"),
+        ({"devices": [0, 1], "workers_per_device": 2}, ["0", "1", "0", "1"], "2"),
+        ({"devices": [0, 1, 2, 3], "devices_per_worker": 2}, ["0,1", "2,3"], "4"),
+        ({"devices": [0, 1, 2], "devices_per_worker": 2}, ["0,1"], "8"),
+        ({"devices": ["GPU-a", "GPU-b"], "workers": 3}, ["GPU-a", "GPU-b", "GPU-a"], "2"),
+    ],
+)
+def test_devices_and_threads_are_divided(settings: dict, devices: list, threads: str) -> None:
+    slots = divide(**{**SETTINGS, **settings})
+    assert of(slots, "CUDA_VISIBLE_DEVICES") == devices
+    assert of(slots, "OMP_NUM_THREADS") == of(slots, "MKL_NUM_THREADS") == [threads] * len(devices)
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_threads_that_the_user_set_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    slots = divide(**{**SETTINGS, "workers": 4})
+    assert of(slots, "OMP_NUM_THREADS") == [None] * 4
+    assert of(slots, "MKL_NUM_THREADS") == ["2"] * 4
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_settings_that_do_not_fit_are_refused_by_name() -> None:
+    with pytest.raises(LocalLauncherError, match=r"hydra.launcher.workers`: expected at least 1, found 0"):
+        divide(**{**SETTINGS, "workers": 0})
+    with pytest.raises(LocalLauncherError, match=r"devices_per_worker` is 4, and the launcher has the devices 0, 1"):
+        divide(**{**SETTINGS, "devices": [0, 1], "devices_per_worker": 4})
+
+
+def test_visible_devices_are_those_of_the_environment() -> None:
+    assert visible_devices({"CUDA_VISIBLE_DEVICES": "2, GPU-x"}) == ["2", "GPU-x"]
+    assert visible_devices({"CUDA_VISIBLE_DEVICES": ""}) == []
+    assert visible_devices({"CUDA_VISIBLE_DEVICES": "-1"}) == []
+
+
+def test_all_gpus_are_counted_by_the_driver_not_by_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'GPU 0: A (UUID: GPU-1)'\necho 'GPU 1: A (UUID: GPU-2)'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert visible_devices({}) == ["0", "1"]
+
+
+def test_workers_see_their_own_device_and_threads(make_launcher: MakeLauncher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    launcher = make_launcher("mlrc_local", "hydra.launcher.devices=[0,1]", "hydra.launcher.threads=3")
+    returned = [r.return_value for r in launcher.launch([["behaviour=sleep", "seconds=0.4"]] * 2, 0)]
+    assert sorted(r["devices"] for r in returned) == ["0", "1"]
+    assert [r["threads"] for r in returned] == ["3", "3"]
+
+
+def test_the_number_of_workers_follows_the_sweeper(make_launcher: MakeLauncher) -> None:
+    follows = make_launcher("mlrc_local", "hydra/sweeper=mlrc_ax", "hydra.sweeper.n_parallel=3")
+    assert follows.num_slots == 3
+    own = make_launcher("mlrc_local", "hydra.launcher.devices=[0,1]", "hydra.launcher.workers_per_device=2")
+    assert own.num_slots == 4
