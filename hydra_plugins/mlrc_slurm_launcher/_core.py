@@ -50,12 +50,18 @@ _MEANING = {
     "FAILED": "failed",
     "LAUNCH_FAILED": "could not be started",
     "NODE_FAIL": "lost its node",
-    "OUT_OF_MEMORY": "ran out of memory; ask for more by `hydra.launcher.mem_gb`",
+    "OUT_OF_MEMORY": "ran out of memory",
     "PREEMPTED": "was preempted, and not requeued",
     "REVOKED": "was revoked by its federation",
-    "TIMEOUT": "reached its time limit; raise `hydra.launcher.timeout_min`, or let it be requeued by "
-    "`hydra.launcher.max_num_timeout` where the app can go on in its folder",
+    "TIMEOUT": "reached its time limit",
     GONE: "is known to neither squeue, scontrol nor sacct any more, and left no result",
+}
+
+
+_ADVICE = {
+    "OUT_OF_MEMORY": "Ask for more by `hydra.launcher.mem_gb`. ",
+    "TIMEOUT": "Raise `hydra.launcher.timeout_min`, or let jobs be requeued by `hydra.launcher.max_num_timeout` where the "
+    "app can go on in its folder. ",
 }
 
 
@@ -196,7 +202,7 @@ class Submitter:
             "slurm_signal_delay_s": settings.signal_delay_s,
             # the trap leaves the script's own exit status as it is
             "slurm_setup": [f"trap 'echo $? > {shlex.quote(str(attempt / EXIT_FILE))}' EXIT", *settings.setup],
-            "slurm_additional_parameters": {"requeue": True, **settings.additional_parameters},
+            "slurm_additional_parameters": {"requeue": True, **(settings.additional_parameters or {})},
         }
         named = {
             "slurm_partition": settings.partition,
@@ -303,7 +309,7 @@ class Submitter:
         assert job.job_id is not None
         own = "" if result is None else _text_of(result)
         if _TIMED_OUT in own:
-            return SlurmJobError("TIMEOUT", job.job_id, _MEANING["TIMEOUT"])
+            state, result = JobState("TIMEOUT"), None
         if result is not None and state.name in ("COMPLETED", "FAILED", GONE):
             if result.returned is not None:
                 return None
@@ -312,9 +318,10 @@ class Submitter:
         if state.reason:
             parts.append(f"({state.reason})")
         how = _exit_text(files.exit_status(job), state)
-        if how and state.name in ("FAILED", "COMPLETED", GONE, "CANCELLED"):
+        if how and state.name in ("FAILED", "COMPLETED", GONE):
             parts.append(f"by {how}")
-        return SlurmJobError(state.name, job.job_id, f"{' '.join(parts)}. Its log is {files.log(job)}")
+        advice = _ADVICE.get(state.name, "")
+        return SlurmJobError(state.name, job.job_id, f"{' '.join(parts)}. {advice}Its log is {files.log(job)}")
 
 
 def _plain(value: Any) -> Any:

@@ -28,8 +28,9 @@ class MLRCSlurmLauncherConf:
     cpus_per_task: int | None = None
     gpus_per_node: int | None = None
     mem_gb: float | None = None
-    # any other option of sbatch, by its long name, e.g. {mail-type: FAIL, nice: 100}; true for one without a value
-    additional_parameters: dict[str, Any] = field(default_factory=dict)
+    # any other options of sbatch, by their long names, e.g. {mail-type: FAIL, exclusive: true}; true: one without a value
+    # (typed as Any, so that the command line can set it as a whole)
+    additional_parameters: Any = None
     # shell lines before python starts, e.g. ["module load cuda", "source venv/bin/activate"]
     setup: list[str] = field(default_factory=list)
     # command that starts python on the node, e.g. with a container; null: the interpreter of this process

@@ -1,6 +1,9 @@
+import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -94,3 +97,61 @@ class App:
 @pytest.fixture
 def app(tmp_path: Path) -> App:
     return App(tmp_path)
+
+
+class FakeSlurm:
+    """A folder in which `fake_slurm.py` keeps its jobs, and the commands, which are all that PATH has."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.bin = folder / "bin"
+        self.bin.mkdir()
+        source = f"#!{sys.executable} -IS\n{(Path(__file__).parent / 'fake_slurm.py').read_text()}"
+        for name in ("sbatch", "srun", "squeue", "scontrol", "sacct", "scancel"):
+            (self.bin / name).write_text(source)
+            (self.bin / name).chmod(0o755)
+        for name in ("bash", "sleep"):
+            (self.bin / name).symlink_to(str(shutil.which(name)))
+
+    def answer(self, **answers: Any) -> None:
+        temporary = self.folder / "answers.partial"
+        temporary.write_text(json.dumps({name.removeprefix("job_"): answer for name, answer in answers.items()}))
+        temporary.replace(self.folder / "answers.json")
+
+    @property
+    def jobs(self) -> list[dict[str, Any]]:
+        paths = sorted(self.folder.glob("[0-9]*.json"), key=lambda path: int(path.stem))
+        return [json.loads(path.read_text()) for path in paths]
+
+
+@pytest.fixture
+def fake_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    folder = tmp_path / "cluster"
+    folder.mkdir()
+    fake = FakeSlurm(folder)
+    monkeypatch.setenv("PATH", str(fake.bin))
+    monkeypatch.setenv("FAKE_SLURM", str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.delenv("SLURM_CONF", raising=False)
+    return fake
+
+
+@pytest.fixture(scope="session")
+def slurm_conf() -> str:
+    """Of a running SLURM: that of the environment, or the one that `.ci/slurm start` has started."""
+    started = Path(os.environ.get("MLRC_SLURM", f"{tempfile.gettempdir()}/mlrc-slurm-{os.getuid()}"), "slurm.conf")
+    if shutil.which("sinfo") is None:
+        pytest.skip("SLURM is not installed; `.ci/slurm start` installs and starts one where apt and root allow")
+    conf = os.environ.get("SLURM_CONF") or str(started)
+    done = subprocess.run(
+        ["sinfo", "--noheader"], env={**os.environ, "SLURM_CONF": conf}, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        pytest.skip("SLURM does not run; `.ci/slurm start` starts one where root allows")
+    return conf
+
+
+@pytest.fixture
+def slurm(slurm_conf: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CONF", slurm_conf)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
