@@ -84,6 +84,11 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--outputs", type=Path, default=Path("outputs"), help="where results go")
     study.add_argument("--plan", action="store_true", help="only tell how many models are left, and how long they take")
     study.add_argument("--dry-run", action="store_true", help="only print the commands")
+    submit = commands.add_parser("submit", help="run a search as a SLURM job of its own, and return")
+    submit.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="e.g. --sbatch=--time=3-00:00")
+    submit.add_argument("--setup", action="append", default=[], metavar="LINE", help="shell line before the command")
+    submit.add_argument("--log", type=Path, default=Path("outputs"), metavar="FOLDER", help="of the log (outputs)")
+    submit.add_argument("command_line", nargs=argparse.REMAINDER, help="python train.py -m loss=arcface …")
     return parser
 
 
@@ -148,6 +153,10 @@ def main(arguments: list[str] | None = None) -> None:
             # the plugin set is beside the package: called like any other program, and never imported
             sys.argv = ["status", "status", str(parsed.folder)]
             runpy.run_module("hydra_plugins.mlrc_ax_sweeper", run_name="__main__")
+        elif parsed.command == "submit":
+            from mlrc_lightning.submit import submit
+
+            print(submit(parsed.command_line, parsed.sbatch, parsed.setup, parsed.log))
         elif parsed.command == "evaluate":
             _evaluate(parsed)
         elif parsed.command == "reproduce":

@@ -16,13 +16,13 @@ LAYERS = [
     ["torchvision_import", "distributed", "metrics", "datasets", "augment", "sampling", "models", "figure_inputs"],
     ["losses", "objective", "datamodule", "module", "callbacks", "model_folder"],
     ["config", "composition", "recorded", "assembly", "evaluation", "trial", "evaluate", "reproduce"],
-    ["command_line", "original_configs", "original", "prepare", "draw", "table", "study", "__main__", "train"],
+    ["command_line", "original_configs", "original", "prepare", "draw", "table", "study", "submit", "__main__", "train"],
 ]
 RANK = {name: number for number, name in enumerate(name for names in LAYERS for name in names)}
 # modules that stay importable without torch, Lightning or Ax
 LIGHT = ["errors", "schema", "splits", "selection", "records", "environment", "search_spaces", "optima", "tables.trial"]
 LIGHT += ["config", "command_line", "original_configs", "figures", "__main__", "search_optimum", "queries"]
-LIGHT += ["statistics", "intervals", "results", "composition", "table", "study"]
+LIGHT += ["statistics", "intervals", "results", "composition", "table", "study", "submit"]
 
 
 def imports_of(path):

@@ -60,8 +60,8 @@ _MEANING = {
 
 _ADVICE = {
     "OUT_OF_MEMORY": "Ask for more by `hydra.launcher.mem_gb`. ",
-    "TIMEOUT": "Raise `hydra.launcher.timeout_min`, or let jobs be requeued by `hydra.launcher.max_num_timeout` where the "
-    "app can go on in its folder. ",
+    "TIMEOUT": "Raise `hydra.launcher.timeout_min`, or let jobs be requeued by `hydra.launcher.max_num_timeout` "
+    "where the app can go on in its folder. ",
 }
 
 

@@ -116,12 +116,6 @@ class JobFolder:
         return self.attempt(job) / f"{job.job_id}_0_log.err"
 
 
-def job_folders(root: Path) -> list[JobFolder]:
-    """All jobs in a launcher's folder, by number."""
-    numbers = sorted(int(path.parent.name) for path in root.glob(f"*/{JOB_FILE}") if path.parent.name.isdigit())
-    return [JobFolder(root, number) for number in numbers]
-
-
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a file, or None where there is no whole one."""
     try:

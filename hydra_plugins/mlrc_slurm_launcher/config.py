@@ -28,8 +28,8 @@ class MLRCSlurmLauncherConf:
     cpus_per_task: int | None = None
     gpus_per_node: int | None = None
     mem_gb: float | None = None
-    # any other options of sbatch, by their long names, e.g. {mail-type: FAIL, exclusive: true}; true: one without a value
-    # (typed as Any, so that the command line can set it as a whole)
+    # any other options of sbatch, by their long names, e.g. {mail-type: FAIL, exclusive: true}; true: one without a
+    # value (typed as Any, so that the command line can set it as a whole)
     additional_parameters: Any = None
     # shell lines before python starts, e.g. ["module load cuda", "source venv/bin/activate"]
     setup: list[str] = field(default_factory=list)

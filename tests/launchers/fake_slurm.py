@@ -39,8 +39,11 @@ def main(name: str, arguments: list[str]) -> int:
 
 
 def _sbatch(arguments: list[str]) -> int:
-    script = arguments[-1]
     job_id = str(len(list(HERE.glob("[0-9]*.json"))) + 1)
+    script = arguments[-1]
+    if script.startswith("--"):
+        script = str(HERE / f"{job_id}.sh")
+        Path(script).write_text(sys.stdin.read())
     answers = _read(HERE / "answers.json")
     process = None
     inherited = sorted(name for name in os.environ if name.startswith("SLURM_"))
@@ -58,7 +61,7 @@ def _sbatch(arguments: list[str]) -> int:
     (HERE / f"{job_id}.json").write_text(
         json.dumps({"id": job_id, "script": script, "pid": process, "inherited": inherited})
     )
-    sys.stdout.write(f"Submitted batch job {job_id}\n")
+    sys.stdout.write(f"{job_id}\n" if "--parsable" in arguments else f"Submitted batch job {job_id}\n")
     return 0
 
 

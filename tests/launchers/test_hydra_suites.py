@@ -1,7 +1,7 @@
 """Hydra's own tests of launchers, on both, and for `mlrc_slurm` on the SLURM of scripts and on a real one.
 
-All of LauncherTestSuite and IntegrationTestSuite; on the real SLURM the former alone, because the latter asks the same of
-the launcher, in 12 jobs.
+All of LauncherTestSuite and IntegrationTestSuite; on the real SLURM the former alone: the latter asks the same of the
+launcher once more, in 12 jobs.
 """
 
 from collections.abc import Iterator
