@@ -100,13 +100,11 @@ class Submitter:
         identity = self._identity(overrides)
         files = JobFolder(self.root, number)
         there = self._with_id(files)
-        if there is not None:
-            result = files.result(there)
-            succeeded = result is not None and result.succeeded
-            if there.identity == identity and (succeeded or not there.told):
+        if there is not None and not there.told:
+            if there.identity == identity:
                 log.info("\t#%d : SLURM job %s of %s", number, there.job_id, there.submitted)
                 return Submitted(files, there)
-            if not succeeded and not there.told and self._goes_on(there):
+            if self._goes_on(files, there):
                 raise SlurmLauncherError(
                     f"SLURM job {there.job_id} is under way as job {number} of {self.root} with other settings: "
                     f"{' '.join(there.overrides)}. Let it end, cancel it (scancel {there.job_id}), or choose another "
@@ -154,8 +152,11 @@ class Submitter:
                 log.warning("%s; trying again", error)
                 time.sleep(self.settings.poll_seconds)
 
-    def _goes_on(self, job: JobFile) -> bool:
+    def _goes_on(self, files: JobFolder, job: JobFile) -> bool:
         assert job.job_id is not None
+        result = files.result(job)
+        if result is not None and result.succeeded:
+            return False
         try:
             return not self.cluster.state(job.job_id).is_over
         except UnreachableError:
@@ -255,12 +256,15 @@ class Submitter:
         if result is not None and result.succeeded:
             assert result.returned is not None
             return result.returned
-        files.write(dataclasses.replace(job, told=True))
         if error is None:
             assert result is not None
             assert result.returned is not None
             return result.returned
         return failed(job.overrides, error)
+
+    def note_told(self, submitted: Submitted) -> None:
+        """Writes down that the job's return has been handed over."""
+        submitted.files.write(dataclasses.replace(submitted.job, told=True))
 
     def _failure(self, files: JobFolder, job: JobFile) -> SlurmJobError | None:
         """Why the job has no usable result; None: its result is whole, whether success or failure."""

@@ -35,7 +35,7 @@ class JobFile:
     submitted: str
     # None until sbatch has answered
     job_id: str | None = None
-    # a failure has been handed to whoever launched the job
+    # what it returned has been handed to whoever launched it
     told: bool = False
 
 

@@ -38,9 +38,9 @@ class MLRCSlurmLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Submit the jobs and wait for them.
 
-        A job that this folder knows under its number, with the same overrides and configuration, is not submitted
-        again: one that is under way is waited for, one that succeeded gives its result. One that failed is run anew,
-        once its failure has been told.
+        A job that an earlier process submitted under this number, with the same overrides and configuration, and did
+        not live to see the end of, is not submitted again: it is waited for where it is under way, and its result
+        taken where it has ended. Jobs whose results were returned before are run anew, as with any launcher.
 
         Args:
             job_overrides: The overrides of each job.
@@ -57,13 +57,20 @@ class MLRCSlurmLauncher(Launcher):
             self._submitter.submit_or_find(number, list(overrides))
             for number, overrides in enumerate(job_overrides, start=initial_job_idx)
         ]
-        return [self._submitter.wait(job, self.on_submitted) for job in jobs]
+        returned = [self._submitter.wait(job, self.on_submitted) for job in jobs]
+        for job in jobs:
+            self._submitter.note_told(job)
+        return returned
 
     def attach(self, number: int) -> JobReturn | None:
         """What became of the job of this number that an earlier process submitted; waits where it is under way.
 
         Returns:
-            None where there is no such job, or its failure was told before.
+            None where there is no such job, or it failed and that was returned before.
         """
         job = self._submitter.find(number)
-        return None if job is None else self._submitter.wait(job, self.on_submitted)
+        if job is None:
+            return None
+        returned: JobReturn = self._submitter.wait(job, self.on_submitted)
+        self._submitter.note_told(job)
+        return returned

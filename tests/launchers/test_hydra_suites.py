@@ -11,6 +11,8 @@ from hydra.test_utils.launcher_common_tests import IntegrationTestSuite, Launche
 
 from hydra_plugins.mlrc_local_launcher._pool import _pools
 
+# the suite of Hydra 1.3 looks for a job's files in its working directory, as was the rule before 1.2
+CHDIR = "hydra.job.chdir=true"
 LOCAL = ["hydra.launcher.workers=1"]
 SLURM = ["hydra.launcher.poll_seconds=0.3", "hydra.launcher.settle_seconds=2"]
 
@@ -24,7 +26,7 @@ def _no_pool_stays() -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("launcher_name", "overrides"), [("mlrc_local", LOCAL)])
+@pytest.mark.parametrize(("launcher_name", "overrides"), [("mlrc_local", [CHDIR, *LOCAL])])
 class TestLocalLauncher(LauncherTestSuite):
     pass
 
@@ -37,7 +39,7 @@ class TestLocalLauncherIntegration(IntegrationTestSuite):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fake_slurm")
-@pytest.mark.parametrize(("launcher_name", "overrides"), [("mlrc_slurm", SLURM)])
+@pytest.mark.parametrize(("launcher_name", "overrides"), [("mlrc_slurm", [CHDIR, *SLURM])])
 class TestSlurmLauncher(LauncherTestSuite):
     pass
 
@@ -51,6 +53,6 @@ class TestSlurmLauncherIntegration(IntegrationTestSuite):
 
 @pytest.mark.slurm
 @pytest.mark.usefixtures("slurm")
-@pytest.mark.parametrize(("launcher_name", "overrides"), [("mlrc_slurm", SLURM)])
+@pytest.mark.parametrize(("launcher_name", "overrides"), [("mlrc_slurm", [CHDIR, *SLURM])])
 class TestSlurmLauncherOnSlurm(LauncherTestSuite):
     pass

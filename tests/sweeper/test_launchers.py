@@ -1,0 +1,83 @@
+"""What the sweeper asks of a launcher beside `launch`: ids, jobs of an earlier sweeper, room."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf
+
+from hydra_plugins.mlrc_ax_sweeper._core import num_slots
+from hydra_plugins.mlrc_ax_sweeper._jobs import Job, run_job
+from hydra_plugins.mlrc_ax_sweeper._ledger import Record
+from hydra_plugins.mlrc_ax_sweeper._state import SearchState, Trial
+
+from .problems import make_problem
+
+OTHER = OmegaConf.create({"hydra": {"launcher": {"_target_": "some.Launcher"}}})
+
+
+def state(*records: tuple[str, dict[str, Any]]) -> SearchState:
+    first = ("proposed", {"trial": 0, "parameters": {"x": 0.5}, "generator": "Sobol"})
+    started = ("started", {"trial": 0, "replicate": 1, "job": 4})
+    return SearchState.from_records(Record(n, *record) for n, record in enumerate([first, started, *records]))
+
+
+def test_the_id_of_a_job_under_way_is_known_and_forgotten_with_its_end() -> None:
+    submitted = ("submitted", {"trial": 0, "replicate": 1, "job": 4, "id": "17", "folder": "f"})
+    ended = ("job_failed", {"trial": 0, "replicate": 1, "job": 4, "seconds": 1.0, "reason": "TIMEOUT: …"})
+    assert state().trials[0].ids == {}
+    assert state(submitted).trials[0].ids == {1: "17"}
+    assert state(submitted, ended).trials[0].ids == {}
+
+
+class Launcher:
+    def __init__(self, attached: JobReturn | None) -> None:
+        self.attached = attached
+        self.calls: list[tuple[str, int]] = []
+
+    def attach(self, number: int) -> JobReturn | None:
+        self.calls.append(("attach", number))
+        return self.attached
+
+    def launch(self, job_overrides: Any, initial_job_idx: int) -> list[JobReturn]:
+        self.calls.append(("launch", initial_job_idx))
+        return [JobReturn(status=JobStatus.COMPLETED, _return_value=1.0)]
+
+
+@pytest.mark.parametrize(
+    ("is_resumed", "attached", "calls", "value"),
+    [
+        (False, 2.0, ["launch"], 1.0),
+        (True, 2.0, ["attach"], 2.0),
+        (True, None, ["attach", "launch"], 1.0),
+    ],
+)
+def test_only_a_resumed_job_is_looked_for(is_resumed: bool, attached: float | None, calls: list, value: float) -> None:
+    there = None if attached is None else JobReturn(status=JobStatus.COMPLETED, _return_value=attached)
+    launcher = Launcher(there)
+    problem = make_problem("x=interval(0, 1)")
+    job = Job(4, Trial(0, {"x": 0.5}, "Sobol"), 0, ("x=0.5",), is_resumed)
+    result = run_job(launcher, job, problem)  # type: ignore[arg-type]
+    assert launcher.calls == [(call, 4) for call in calls]
+    assert result.metrics is not None
+    assert result.metrics["objective"].mean == value
+
+
+def test_the_state_of_a_launchers_error_is_kept() -> None:
+    class EndedError(Exception):
+        state = "TIMEOUT"
+
+    launcher = Launcher(JobReturn(status=JobStatus.FAILED, _return_value=EndedError("late")))
+    job = Job(4, Trial(0, {"x": 0.5}, "Sobol"), 0, (), is_resumed=True)
+    result = run_job(launcher, job, make_problem("x=interval(0, 1)"))  # type: ignore[arg-type]
+    assert (result.state, result.reason) == ("TIMEOUT", "EndedError: late")
+
+
+@pytest.mark.parametrize(
+    ("settings", "room", "slots"), [({}, None, 5), ({}, 3, 3), ({"n_parallel": 2}, 3, 2), ({"max_batch_size": 2}, 3, 2)]
+)
+def test_slots_are_as_many_as_the_launcher_has_room_for(settings: dict, room: int | None, slots: int) -> None:
+    problem = make_problem("x=interval(0, 1)", **settings)
+    launcher: Any = SimpleNamespace() if room is None else SimpleNamespace(num_slots=room)
+    assert num_slots(problem, OTHER, launcher) == slots
