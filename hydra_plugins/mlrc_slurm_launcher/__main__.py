@@ -45,6 +45,7 @@ def _lines(directory: Path, *, is_cancelling: bool) -> list[str]:
         result = files.result(job)
         state = "COMPLETED" if result is not None and result.succeeded else cluster.state(job.job_id).name
         goes_on = state != "COMPLETED" and not cluster.state(job.job_id).is_over
+        cluster.forget(job.job_id)
         if is_cancelling and goes_on:
             cancel(job.job_id)
             state = f"{state}, now cancelled"

@@ -39,7 +39,7 @@ _PASSING = re.compile(
     re.IGNORECASE,
 )
 _SUBMIT_PAUSE_SECONDS = 5.0
-# a job may leave these, because it is being requeued
+# between two looks at a job's result: at first, and at the longest
 _LOOK_SECONDS = (0.2, 2.0)
 _TIMED_OUT = "Job not requeued because: timed-out"
 _MEANING = {
@@ -253,10 +253,8 @@ class Submitter:
         error = self._failure(files, job)
         self.cluster.forget(job.job_id)
         result = files.result(job)
-        if result is not None and result.succeeded:
-            assert result.returned is not None
-            return result.returned
-        if error is None:
+        # a success may have come while the last question was being asked
+        if error is None or (result is not None and result.succeeded):
             assert result is not None
             assert result.returned is not None
             return result.returned

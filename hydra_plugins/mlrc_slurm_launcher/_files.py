@@ -7,6 +7,7 @@ A job file is written before sbatch is called and names its submission by a toke
 has its token, so that a submission which the launcher lost sight of, and replaced, never runs beside its successor.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -97,8 +98,9 @@ class JobFolder:
         """The result of the job's first task, as submitit pickled it; None: there is none yet."""
         assert job.job_id is not None
         attempt = self.attempt(job)
-        try:
+        with contextlib.suppress(OSError):
             os.utime(attempt)  # lets a client of NFS look again
+        try:
             outcome, content = pickle.loads((attempt / f"{job.job_id}_0_result.pkl").read_bytes())  # noqa: S301 - ours
         except (FileNotFoundError, EOFError):
             return None
