@@ -318,7 +318,7 @@ def test_results_that_nobody_saw_are_collected_and_those_returned_are_made_anew(
         files.write(dataclasses.replace(job, told=False))
     again, still_bad = make().launch(jobs, 0)
     assert [job["id"] for job in fake_slurm.jobs] == ["1", "2"]
-    assert again.return_value == good.return_value
+    assert again.return_value == good.return_value  # to the second of its beginning
     assert str(error_of(still_bad)) == str(error_of(bad))
     anew = make().launch([["x=3"]], 0)[0].return_value
     assert (anew["id"], anew["doubled"]) == ("3", 6)

@@ -32,6 +32,7 @@ def run(cfg: DictConfig) -> object:
     was_warm = "colorsys" in sys.modules
     import colorsys  # noqa: F401 - it stands for torch
 
+    began = time.time()
     behaviour = cfg.behaviour
     if behaviour == "sleep":
         time.sleep(cfg.seconds)
@@ -59,7 +60,8 @@ def run(cfg: DictConfig) -> object:
         return float(cfg.doubled)
     return {
         "pid": os.getpid(),
-        "group": os.getpgrp(),
+        "began": began,
+        "ended": time.time(),
         "was_warm": was_warm,
         "argument": Path(sys.argv[0]).name,
         "doubled": cfg.doubled,
