@@ -13,6 +13,7 @@ import json
 import os
 import pickle
 import re
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes beside, syncs, replaces."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     with temporary.open("w", encoding="utf-8") as file:
         json.dump(content, file)
         file.flush()

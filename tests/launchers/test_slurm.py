@@ -52,6 +52,11 @@ def job_file(tmp_path: Path, number: int = 0) -> dict[str, Any]:
     return content
 
 
+def has_id(tmp_path: Path, number: int = 0) -> bool:
+    content = read_json(tmp_path / f"out/.slurm/{number}/job.json")
+    return content is not None and content["job_id"] is not None
+
+
 @runs_jobs
 def test_jobs_run_and_their_ids_are_told_before_the_wait(make: Make, tmp_path: Path, fake_slurm: FakeSlurm) -> None:
     launcher = make()
@@ -167,7 +172,7 @@ def test_a_failure_counts_only_once_slurm_is_done_with_the_job(make: Make, hold:
     found: list[JobReturn] = []
     thread = threading.Thread(target=lambda: found.extend(make().launch([[]], 0)))
     thread.start()
-    wait_for(lambda: (tmp_path / "out/.slurm/0/job.json").exists() and job_file(tmp_path)["job_id"] is not None)
+    wait_for(lambda: has_id(tmp_path))
     leave_result(tmp_path, JobReturn(status=JobStatus.FAILED, _return_value=RuntimeError("worker exited")))
     time.sleep(1.5)
     assert thread.is_alive()
@@ -332,11 +337,11 @@ def test_attach_tells_a_failure_once(make: Make, fake_slurm: FakeSlurm) -> None:
     assert make().attach(1) is None
 
 
-def test_a_job_under_way_with_other_settings_is_not_taken_for_this_one(make: Make, hold: Make) -> None:
+def test_a_job_under_way_with_other_settings_is_not_taken_for_this_one(make: Make, hold: Make, tmp_path: Path) -> None:
     hold(job_1={"state": "RUNNING"})
     threading.Thread(target=lambda: make().launch([["x=1"]], 0), daemon=True).start()
+    wait_for(lambda: has_id(tmp_path))
     other = make()
-    wait_for(lambda: other._submitter.find(0) is not None)
     with pytest.raises(SlurmLauncherError, match=r"SLURM job 1 is under way as job 0 .* with other settings: x=1"):
         other.launch([["x=2"]], 0)
     hold(job_1=LOST_NODE)

@@ -15,6 +15,7 @@ from mlrc_lightning.submit import submit
 
 from .conftest import FakeSlurm, error_of
 from .test_local import wait_for
+from .test_slurm import has_id
 
 pytest.importorskip("submitit")
 
@@ -97,7 +98,7 @@ def test_jobs_of_a_search_are_listed_and_cancelled(
     found = []
     thread = threading.Thread(target=lambda: found.extend(launcher.launch([[], []], 0)))
     thread.start()
-    wait_for(lambda: launcher._submitter.find(1) is not None)
+    wait_for(lambda: has_id(tmp_path, 1))
     assert slurm_command(["jobs", str(tmp_path)]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert listed[0].endswith("out  job 0  SLURM job 1  RUNNING")
