@@ -16,7 +16,8 @@ LAYERS = [
     ["torchvision_import", "distributed", "metrics", "datasets", "augment", "sampling", "models", "figure_inputs"],
     ["losses", "objective", "datamodule", "module", "callbacks", "model_folder"],
     ["config", "composition", "recorded", "assembly", "evaluation", "trial", "evaluate", "reproduce"],
-    ["command_line", "original_configs", "original", "prepare", "draw", "table", "study", "submit", "__main__", "train"],
+    ["command_line", "original_configs", "original", "prepare", "draw", "table", "study", "submit"],
+    ["__main__", "train"],
 ]
 RANK = {name: number for number, name in enumerate(name for names in LAYERS for name in names)}
 # modules that stay importable without torch, Lightning or Ax
