@@ -29,7 +29,7 @@ RENDER = $(BIN)/python -m mlrc_lightning table $(1) $(OVERRIDES) $(if $(TRIALS),
 DRY_RUN = $(if $(findstring n,$(filter-out --%,$(firstword -$(MAKEFLAGS)))),--dry-run)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test check test-all test-hydra-next coverage bench-search clean tables demo
+.PHONY: help train test check test-all test-hydra-next coverage bench-search clean tables demo report
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / {n = split($$1, names, " "); for (i = 1; i < n; i++) printf "  make %s\n", names[i]; \
@@ -82,6 +82,10 @@ demo: $(VENV)/.installed  ## All 14 losses on the embedded glyphs, from nothing 
 	+@$(call STUDY,demo) $(DRY_RUN) || failed=$$?; \
 	$(if $(DRY_RUN),echo '$(call RENDER,demo) --into README.md',$(call RENDER,demo) --into README.md) && exit $${failed:-0}
 
+report: $(VENV)/.installed  ## A static site of all results so far: outputs/report/index.html
+	test -e outputs/figures/inputs/toy.npz || $(BIN)/python -m mlrc_lightning figure figure_1
+	$(BIN)/python -m mlrc_lightning report
+
 clean:  ## Remove the virtual environment and caches; results and data stay
 	rm -rf $(VENV) $(VENV)-hydra-next .mypy_cache .ruff_cache .pytest_cache
 
@@ -94,5 +98,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/uv
 	touch $@
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/uv
-	$(UV_PIP) -e '.[test,slurm]'
+	$(UV_PIP) -e '.[test,slurm,browser]'
 	touch $@ $(VENV)/.installed

@@ -69,6 +69,20 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--protocol", help="whose runs; by default that of the configuration")
     table.add_argument("--source", default="search", help="of the hyperparameters: search, paper or given")
     table.add_argument("--into", type=Path, help="a text file whose block <!-- NAME table --> gets the table")
+    compare = commands.add_parser("compare", help="test every two losses of a benchmark's table on the same queries")
+    compare.add_argument("name", help="of the table")
+    compare.add_argument("overrides", nargs="*", help="as for table")
+    compare.add_argument("--outputs", type=Path, default=Path("outputs"), help="where results are")
+    compare.add_argument("--protocol", help="whose runs; by default that of the configuration")
+    compare.add_argument("--source", default="search", help="of the hyperparameters: search, paper or given")
+    compare.add_argument(
+        "--metric",
+        choices=("precision_at_1", "r_precision", "mean_average_precision_at_r"),
+        default="mean_average_precision_at_r",
+    )
+    compare.add_argument("--embedding", choices=("separated", "concatenated"), help="by default what the runs have")
+    report = commands.add_parser("report", help="a static site of all results so far, in OUTPUTS/report")
+    report.add_argument("--outputs", type=Path, default=Path("outputs"), help="where results are")
     verify = commands.add_parser("verify", help="compute every cell of a table again from the stored results")
     verify.add_argument("table", help="name of a table, or its manifest")
     verify.add_argument("--outputs", type=Path, default=Path("outputs"), help="where results are")
@@ -180,6 +194,16 @@ def main(arguments: list[str] | None = None) -> None:
                 sys.exit(code)
         elif parsed.command == "table":
             _table(parsed)
+        elif parsed.command == "compare":
+            from mlrc_lightning.report.comparisons import compare, render
+            from mlrc_lightning.table import make_page
+
+            page, *_ = make_page(parsed.name, parsed.overrides, parsed.protocol, parsed.source, parsed.outputs)
+            print(render(compare(page, parsed.outputs, parsed.metric, parsed.embedding)))
+        elif parsed.command == "report":
+            from mlrc_lightning.report.site import build
+
+            print(f"Written: {build(parsed.outputs)}")
         else:
             _show(parsed.runs)
 

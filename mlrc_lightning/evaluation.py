@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import mlrc_lightning.torchvision_import  # noqa: F401
 import numpy as np
 import safetensors.torch
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
@@ -22,6 +24,8 @@ from mlrc_lightning.assembly import TrialData, build_module, build_trainer, clus
 from mlrc_lightning.callbacks import PARTS
 from mlrc_lightning.datamodule import Pixels, evaluation_loader
 from mlrc_lightning.errors import WeightsError
+from mlrc_lightning.figure_inputs import MIN_PROJECTED, store_neighbors, store_projection
+from mlrc_lightning.figures import NEIGHBORS_FILE, PROJECTION_FILE
 from mlrc_lightning.metrics import METRICS, RetrievalMetrics, clustering_metrics, retrieval_metrics
 from mlrc_lightning.module import EmbeddingModule
 from mlrc_lightning.queries import QUERIES_FILE, QueryAccuracies, QueryResults, write_queries
@@ -65,8 +69,10 @@ def evaluate_on_test_classes(
     log.info("Opening the test images: %d of %d classes", len(images), len(np.unique(data.test.labels[images])))
     opened_at = now()
     modules = {fold.fold: load_module(settings, fold, folder) for fold in folds}
-    result, queries = _test(settings, data, modules, folder, opened_at)
+    result, queries, embeddings = _test(settings, data, modules, folder, opened_at)
     write_queries(folder / QUERIES_FILE, queries)
+    if settings.stores_figure_inputs:
+        _store_figure_inputs(folder, data, embeddings)
     if not settings.evaluation.baselines:
         return result
     notes = list(result.notes)
@@ -91,7 +97,7 @@ def evaluate_without_training(
     Source: PROTOCOL.md section 1.7; Musgrave et al. 2020, section 4.1, "Pretrained".
     """
     modules = {fold: build_module(settings, fold, num_train_classes=None) for fold in settings.folds}
-    result, queries = _test(settings, data, modules, folder, now())
+    result, queries, _ = _test(settings, data, modules, folder, now())
     write_queries(folder / QUERIES_FILE, queries)
     notes = list(result.notes)
     trunk = known or _trunk_baselines(settings, data, settings.folds, folder, notes, concatenated=True)
@@ -145,8 +151,12 @@ class _Found:
 
 def _test(
     settings: TrialSettings, data: TrialData, modules: Mapping[int, EmbeddingModule], folder: Path, opened_at: str
-) -> tuple[EvaluationResult, QueryResults]:
-    """Tests one model a fold, each alone and all as one; returns the accuracies and those of single queries."""
+) -> tuple[EvaluationResult, QueryResults, Tensor]:
+    """Tests one model a fold, each alone and all as one.
+
+    Returns:
+        The accuracies, those of single queries, and the embeddings of all folds as one; (N, K * E).
+    """
     images, num_folds = data.test.cache.indices, settings.split.num_folds
     embeddings = [_embed(module, settings, data.test, images, folder) for module in modules.values()]
 
@@ -168,7 +178,27 @@ def _test(
         separated=_per_query([of_fold.metrics.per_query for of_fold in found.values()]),
         concatenated=None if concatenated is None else _per_query(concatenated.metrics.per_query),
     )
-    return _result(found, concatenated, opened_at, notes), queries
+    return _result(found, concatenated, opened_at, notes), queries, torch.cat(embeddings, dim=1)
+
+
+def _store_figure_inputs(folder: Path, data: TrialData, embeddings: Tensor) -> None:
+    """Stores a projection of some test embeddings and a sheet of nearest images; nothing that no figure could show."""
+    images, values = data.test.cache.indices, embeddings.cpu().numpy()
+    labels = data.images.labels[images]
+    if len(values) < MIN_PROJECTED or len(np.unique(values, axis=0)) < MIN_PROJECTED:
+        log.warning("%s: too few different test embeddings for figures", folder)
+        return
+    began = time.monotonic()
+    opened = data.test.cache.open()
+
+    def image(row: int) -> Image.Image:
+        return Image.fromarray(data.test.cache.image(opened, int(images[row])))
+
+    names = data.images.class_names
+    # a thousand points take seconds, and show the same groups as all of them
+    store_projection(folder / PROJECTION_FILE, values, labels, names, max_samples=1000)
+    store_neighbors(folder / NEIGHBORS_FILE, values, labels, names, image)
+    log.info("Stored a projection and nearest images for figures (%.1f s)", time.monotonic() - began)
 
 
 def _queries_on_test(data: TrialData) -> Indices:

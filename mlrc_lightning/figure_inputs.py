@@ -17,6 +17,8 @@ from mlrc_lightning.reference import rows
 TOY_HEIGHT = 2.05
 """Height of Figure 1's strips, whose width is 1: 2.0 to 2.1 meets the printed scores best; PROTOCOL.md section 8."""
 TOY_METRICS = ("nmi", "f1", "precision_at_1", "r_precision", "mean_average_precision_at_r")
+MIN_PROJECTED = 5
+"""Fewer have no neighbourhoods."""
 MAX_PROJECTED = 5000
 """t-SNE takes minutes beyond."""
 
@@ -118,8 +120,8 @@ def store_projection(
     """
     from sklearn.manifold import TSNE
 
-    if len(embeddings) < 5:
-        raise DatasetError(f"{path}: expected at least 5 embeddings to project, found {len(embeddings)}.")
+    if len(embeddings) < MIN_PROJECTED:
+        raise DatasetError(f"{path}: expected at least {MIN_PROJECTED} embeddings to project, found {len(embeddings)}.")
     random = np.random.default_rng(seed)
     chosen = np.sort(random.permutation(len(embeddings))[:max_samples])
     units = _units(embeddings[chosen])

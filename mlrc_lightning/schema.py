@@ -11,8 +11,9 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 from mlrc_lightning.errors import ConfigError
@@ -209,12 +210,15 @@ class EvaluationSettings:
             embedder, which is epoch 0 of patience (section 1.3). None: epoch 0 always, the trunk alone only where
             baselines are shown.
         clustering: Whether NMI and AMI are computed beside the accuracies (section 1.7).
+        figure_inputs: Whether the test stores a projection of its embeddings and a sheet of nearest neighbours; None:
+            only in the first run of a setting.
     """
 
     batch_size: int
     baselines: bool
     check_untrained_accuracy: bool | None
     clustering: bool
+    figure_inputs: bool | None = None  # older records have none
 
     def __post_init__(self) -> None:
         _require(self.batch_size >= 1, "evaluation.batch_size", ">= 1", self.batch_size)
@@ -316,6 +320,13 @@ class TrialSettings:
         return self.stage != "search"
 
     @property
+    def stores_figure_inputs(self) -> bool:
+        """Whether the test leaves what figures of embeddings need."""
+        if self.evaluation.figure_inputs is None:
+            return self.stage == "reproduce" and self.run == 0
+        return self.evaluation.figure_inputs
+
+    @property
     def keeps_models(self) -> bool:
         """Whether the best weights of each fold stay on disk."""
         return self.stage != "search" if self.keep_models is None else self.keep_models
@@ -334,7 +345,7 @@ def read(cls: type[T], values: object, path: str = "") -> T:
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path or cls.__name__}: expected a mapping, found {values!r}.")
-    hints = typing.get_type_hints(cls)
+    hints = _type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for key in values:
         if key not in names:
@@ -344,6 +355,10 @@ def read(cls: type[T], values: object, path: str = "") -> T:
     if missing:
         raise ConfigError(f"{_join(path, missing[0])}: expected a value, found none.")
     return cls(**{name: _convert(hints[name], values[name], _join(path, name)) for name in names if name in values})
+
+
+# a record of many epochs asks thousands of times
+_type_hints: Callable[[type], dict[str, Any]] = cache(typing.get_type_hints)
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

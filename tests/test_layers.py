@@ -16,7 +16,7 @@ LAYERS = [
     ["torchvision_import", "distributed", "metrics", "datasets", "augment", "sampling", "models", "figure_inputs"],
     ["losses", "objective", "datamodule", "module", "callbacks", "model_folder"],
     ["config", "composition", "recorded", "assembly", "evaluation", "trial", "evaluate", "reproduce"],
-    ["command_line", "original_configs", "original", "prepare", "draw", "table", "study", "submit"],
+    ["command_line", "original_configs", "original", "prepare", "draw", "table", "study", "report", "submit"],
     ["__main__", "train"],
 ]
 RANK = {name: number for number, name in enumerate(name for names in LAYERS for name in names)}
@@ -76,5 +76,12 @@ def test_light_modules_import_no_torch_lightning_timm_or_ax():
     heavy = ["torch", "pytorch_lightning", "timm", "torchvision", "ax", "pandas", "sklearn", "matplotlib"]
     imports = "; ".join(f"import mlrc_lightning.{name}" for name in LIGHT)
     code = f"import sys; {imports}\nprint([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_report_needs_no_torch():
+    heavy = ["torch", "pytorch_lightning", "timm", "torchvision", "ax", "sklearn"]
+    code = f"import sys; import mlrc_lightning.report.site\nprint([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"

@@ -86,6 +86,36 @@ def test_per_query_results_have_the_records_means_and_name_their_images(settings
     }  # fmt: skip
 
 
+def test_the_first_run_of_a_setting_stores_what_figures_of_embeddings_need(settings, tmp_path):
+    for run, override, is_stored in ((0, "null", True), (1, "null", False), (0, "false", False), (1, "true", True)):
+        folder = tmp_path / f"{run}-{override}"
+        s = settings(*GIVEN, f"run={run}", f"evaluation.figure_inputs={override}")
+        run_trial(s, folder)
+        assert sorted(path.name for path in folder.glob("*_test.npz")) == (
+            ["neighbors_test.npz", "projection_test.npz", QUERIES_FILE] if is_stored else [QUERIES_FILE]
+        )
+    data = assembly.TrialData(s)
+    names = data.images.class_names
+    with np.load(folder / "projection_test.npz") as stored:
+        assert stored["points"].shape == (72, 2)
+        assert stored["labels"].tolist() == data.images.labels[data.test.cache.indices].tolist()
+        assert stored["class_names"].tolist() == list(names)
+    with np.load(folder / "neighbors_test.npz") as stored:
+        indices = data.test.cache.indices[stored["indices"]]
+        assert stored["labels"].tolist() == data.images.labels[indices].tolist()
+        pixels = data.test.cache.image(data.test.cache.open(), indices[0])
+        height, width = pixels.shape[:2]
+        assert max(height, width) <= 64  # so that the thumbnail is the image itself
+        top, left = (64 - height) // 2, (64 - width) // 2
+        np.testing.assert_array_equal(stored["thumbnails"][0, top : top + height, left : left + width], pixels)
+
+
+def test_a_search_and_a_single_trial_store_nothing_for_figures(settings):
+    assert not settings(is_sweep_job=True).stores_figure_inputs
+    assert not settings().stores_figure_inputs
+    assert settings(*GIVEN, "run=0").stores_figure_inputs
+
+
 def test_per_query_results_are_those_of_a_slow_loop(settings, folder):
     s = settings(*GIVEN, "run=0", "fold=2")
     record = run_trial(s, folder)

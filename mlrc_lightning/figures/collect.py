@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy import stats
 
 from mlrc_lightning.errors import RecordError
-from mlrc_lightning.figures import NAMES
+from mlrc_lightning.figures import NAMES, NEIGHBORS_FILE, PROJECTION_FILE
 from mlrc_lightning.figures.comparison import PairwiseTest, pairwise_heat_map
 from mlrc_lightning.figures.reality import (
     OURS_128,
@@ -28,17 +27,20 @@ from mlrc_lightning.figures.reality import (
     relative_improvements,
 )
 from mlrc_lightning.figures.retrieval import NeighborSheet, neighbor_sheet, projection
-from mlrc_lightning.figures.search import TrialPoint, best_so_far, optimisation
+from mlrc_lightning.figures.search import TrialPoint, optimisation
 from mlrc_lightning.figures.toy import SCORES, ToyEmbedding, toy_embeddings
 from mlrc_lightning.figures.training import learning_curves
+from mlrc_lightning.intervals import t_interval
 from mlrc_lightning.records import RECORD_FILE, TrialRecord, read_json
 from mlrc_lightning.reference import rows
+from mlrc_lightning.results import UNTRAINED, RunSet, SearchResult, run_sets, searches
+from mlrc_lightning.statistics import paper_curve
+from mlrc_lightning.tables.benchmark import value_at
+from mlrc_lightning.tables.catalog import EMBEDDINGS, LOSSES, title_of
 
 FOLDER = "figures"
 """Of the figures, below the folder of results; nothing in it is read as a result."""
 TOY_FILE = Path(FOLDER) / "inputs" / "toy.npz"
-PROJECTION_FILE = "projection_test.npz"
-NEIGHBORS_FILE = "neighbors_test.npz"
 PAIRWISE_FILE = "pairwise_tests.csv"
 
 DATASETS = {"cub200": "CUB200", "cars196": "Cars196", "sop": "SOP"}
@@ -47,8 +49,7 @@ SOURCES = {"search": "our search's best settings", "paper": "the paper's setting
 BASELINES = ("Contrastive", "Triplet")
 NOT_AVERAGED = (*BASELINES, "FastAP")
 """Left out of Figure 3's means: both baselines, and FastAP, PROTOCOL.md section 8."""
-UNTRAINED = "untrained"
-"""The loss of a run without training, which has no place among losses by year."""
+_Collect = Callable[[Path, Sequence["RunSet"]], Iterator["Drawing | Lacking"]]
 _REPRODUCE = "python train.py -m stage=reproduce"
 
 
@@ -100,80 +101,57 @@ class Measured:
     accuracies: Mapping[tuple[str, str, str, str], Accuracy]
 
 
-def collect(name: str, outputs: Path) -> Iterator[Drawing | Lacking]:
+def collect(name: str, outputs: Path, sets: Sequence[RunSet] | None = None) -> Iterator[Drawing | Lacking]:
     """Draws all figures of one name.
 
     Args:
         name: One of `NAMES`.
         outputs: Folder of results.
+        sets: All sets of runs in it, where they are known; their records are then read once for several names.
 
     Raises:
         RecordError: A stored file is damaged.
     """
-    yield from _COLLECT[name](outputs)
+    yield from _COLLECT[name](outputs, run_sets(outputs) if sets is None else sets)
 
 
-def records(outputs: Path, below: str | None = None) -> Iterator[tuple[Path, TrialRecord]]:
-    """Yields each trial's folder and record below a folder, in order of path.
-
-    Args:
-        outputs: Folder of results.
-        below: Only those with a folder of this name above them.
-    """
-    for path in _stored(outputs, RECORD_FILE):
-        if below is None or below in path.relative_to(outputs).parts:
-            yield path.parent, read_json(path, TrialRecord)
-
-
-def measured(outputs: Path) -> list[Measured]:
+def measured(sets: Sequence[RunSet]) -> list[Measured]:
     """Groups tested reproductions by protocol and source, and averages each cell over its runs.
 
     Where one source has several settings of a loss, the one with the most runs counts, of equal ones the first by id.
+    What needs no training has no place among losses by year.
     """
-    runs: dict[tuple[str, str], dict[tuple[str, str], dict[str, list[TrialRecord]]]] = {}
-    for folder, record in records(outputs, below="reproduce"):
-        setting = folder.parent.name
-        source = setting.partition("-")[0]
-        is_tested = record.status == "complete" and record.test is not None
-        if record.stage == "reproduce" and is_tested and record.loss != UNTRAINED:
-            cell = runs.setdefault((record.protocol, source), {}).setdefault((record.benchmark, loss_name(record)), {})
-            cell.setdefault(setting, []).append(record)
+    chosen: dict[tuple[str, str], dict[tuple[str, str], tuple[TrialRecord, ...]]] = {}
+    for run_set in sets:
+        runs = tuple(run.outcome for run in run_set.complete if run.outcome is not None)
+        if runs and run_set.loss != UNTRAINED:
+            cells = chosen.setdefault((run_set.protocol, run_set.source), {})
+            cell = run_set.benchmark, title_of(run_set.loss)
+            if len(runs) > len(cells.get(cell, ())):
+                cells[cell] = runs
     found = []
-    for (protocol, source), cells in sorted(runs.items()):
+    for (protocol, source), cells in sorted(chosen.items()):
         accuracies = {}
-        for (benchmark, loss), settings in cells.items():
-            own = max(sorted(settings.items()), key=lambda item: len(item[1]))[1]
-            for embedding in ("separated", "concatenated"):
-                tested = [getattr(run.test, embedding) for run in own]
-                # models of some folds alone have no concatenated embedding
-                if all(values is not None for values in tested):
-                    for metric in AXES:
-                        accuracies[benchmark, loss, embedding, metric] = _accuracy([v[metric] for v in tested])
+        for (benchmark, loss), runs in cells.items():
+            for embedding in EMBEDDINGS:
+                for metric in AXES:
+                    values = [value_at(run, f"test.{embedding}.{metric}") for run in runs]
+                    # models of some folds alone have no concatenated embedding
+                    known = [value for value in values if value is not None]
+                    if len(known) == len(values):
+                        interval = t_interval([100 * value for value in known])
+                        accuracy = Accuracy(interval.mean, interval.half_width, interval.n)
+                        accuracies[benchmark, loss, embedding, metric] = accuracy
         found.append(Measured(protocol, source, accuracies))
     return found
 
 
-def loss_name(record: TrialRecord) -> str:
-    """Returns the loss as the paper calls it, or by its own name where the paper has none."""
-    loss = record.settings.get("loss")
-    name = loss.get("paper_name") if isinstance(loss, Mapping) else None
-    return str(name or record.loss)
-
-
 def loss_years() -> dict[str, int]:
     """Returns the year of each of the paper's losses, oldest first."""
-    return {row["loss"]: int(row["year"]) for row in rows("loss_years.csv")}
+    return {row.title: row.year for row in LOSSES if row.is_of_the_paper}
 
 
-def _accuracy(fractions: Sequence[float]) -> Accuracy:
-    values = 100 * np.asarray(fractions, dtype=np.float64)
-    if len(values) < 2:
-        return Accuracy(float(values.mean()), None, len(values))
-    half_width = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return Accuracy(float(values.mean()), float(half_width), len(values))
-
-
-def _figure_1(outputs: Path) -> Iterator[Drawing | Lacking]:
+def _figure_1(outputs: Path, sets: Sequence[RunSet]) -> Iterator[Drawing | Lacking]:
     path = outputs / TOY_FILE
     if not path.exists():
         yield Lacking(f"figure_1: no {path}; python -m mlrc_lightning figure figure_1 computes it.")
@@ -208,7 +186,7 @@ def _figure_1(outputs: Path) -> Iterator[Drawing | Lacking]:
     )
 
 
-def _figure_2a(outputs: Path) -> Iterator[Drawing | Lacking]:
+def _figure_2a(outputs: Path, sets: Sequence[RunSet]) -> Iterator[Drawing | Lacking]:
     panels = {
         title: [
             Column(row["method"], int(row["year"]), (Bar(PAPERS, float(row[key]) if row[key] else None),))
@@ -226,11 +204,11 @@ def _figure_2a(outputs: Path) -> Iterator[Drawing | Lacking]:
     )
 
 
-def _figure_2b(metric: str) -> Callable[[Path], Iterator[Drawing | Lacking]]:
+def _figure_2b(metric: str) -> _Collect:
     name = "figure_2b" if metric == "precision_at_1" else "figure_2b_map_at_r"
     label = AXES[metric].removesuffix(" (%)")
 
-    def draw(outputs: Path) -> Iterator[Drawing | Lacking]:
+    def draw(outputs: Path, sets: Sequence[RunSet]) -> Iterator[Drawing | Lacking]:
         paper = {key[:3]: value for key, value in _paper("concatenated_512").items() if key[2] == metric}
         years = loss_years()
         titled = f"Figure 2b: {label} over the years, measured alike"
@@ -248,10 +226,10 @@ def _figure_2b(metric: str) -> Callable[[Path], Iterator[Drawing | Lacking]]:
             f"{words} {_ranges(panels)} Source: Musgrave et al. 2020, Tables 4 to 6.",
             accuracy_over_years(titled, AXES[metric], panels),
         )
-        sets = measured(outputs)
-        if not sets:
+        ours = measured(sets)
+        if not ours:
             yield Lacking(f"{name}: the paper's values alone, no tested reproductions in {outputs}; run {_REPRODUCE}.")
-        for own in sets:
+        for own in ours:
             cells = {key: value for key, value in own.accuracies.items() if key[2:] == ("concatenated", metric)}
             benchmarks = sorted({benchmark for benchmark, *_ in cells}, key=lambda b: ([*DATASETS, b].index(b), b))
             is_papers = any(benchmark in DATASETS for benchmark in benchmarks)
@@ -287,10 +265,10 @@ def _figure_2b(metric: str) -> Callable[[Path], Iterator[Drawing | Lacking]]:
     return draw
 
 
-def _figure_3(baseline: str) -> Callable[[Path], Iterator[Drawing | Lacking]]:
+def _figure_3(baseline: str) -> _Collect:
     name = "figure_3a" if baseline == "Contrastive" else "figure_3b"
 
-    def draw(outputs: Path) -> Iterator[Drawing | Lacking]:
+    def draw(outputs: Path, sets: Sequence[RunSet]) -> Iterator[Drawing | Lacking]:
         averaged = [loss for loss in loss_years() if loss not in NOT_AVERAGED]
         papers = {row["dataset"]: float(row["papers"]) for row in rows("figure_3.csv") if row["baseline"] == baseline}
         paper = {name: _paper(name) for name in ("separated_128", "concatenated_512")}
@@ -318,7 +296,7 @@ def _figure_3(baseline: str) -> Callable[[Path], Iterator[Drawing | Lacking]]:
         yield Drawing(
             PurePosixPath(name), title, f"{words} {_bars_in_words(groups)}", relative_improvements(title, groups)
         )
-        for own in measured(outputs):
+        for own in measured(sets):
             accuracies = {
                 embedding: {(b, loss, m): v for (b, loss, e, m), v in own.accuracies.items() if e == embedding}
                 for embedding in ("separated", "concatenated")
@@ -351,50 +329,44 @@ def _figure_3(baseline: str) -> Callable[[Path], Iterator[Drawing | Lacking]]:
     return draw
 
 
-def _optimisation(outputs: Path) -> Iterator[Drawing | Lacking]:
-    searches: dict[Path, list[tuple[int, TrialRecord]]] = {}
-    for folder, record in records(outputs):
-        if record.stage == "search" and folder.name.isdecimal():
-            searches.setdefault(folder.parent, []).append((int(folder.name), record))
-    if not searches:
+def _optimisation(outputs: Path, sets: Sequence[RunSet]) -> Iterator[Drawing | Lacking]:
+    found = searches(outputs)
+    if not any(search.trials for search in found):
         yield Lacking(f"optimisation: no searches in {outputs}; run python train.py -m loss=… dataset=…")
-    for folder, trials in searches.items():
-        first = trials[0][1]
-        points = [TrialPoint(number, *_value(record)) for number, record in sorted(trials, key=lambda trial: trial[0])]
-        loss = loss_name(first)
-        paper = _original_search(first, loss)
-        title = f"{loss} on {first.benchmark}: {len(points)} trials ({first.protocol})"
-        best = best_so_far(points)[-1]
-        words = "no trial has a value" if np.isnan(best) else f"the best reached {100 * best:.2f}"
+    for search in found:
+        ended = [trial for trial in search.trials if trial.state != "open"]
+        if not ended:
+            continue
+        points = [TrialPoint(trial.index, trial.mean, trial.values if trial.mean else ()) for trial in ended]
+        loss = title_of(search.loss)
+        curve = paper_curve(search.benchmark, loss)
+        paper = [] if curve is None else curve.tolist()
+        title = f"{loss} on {search.benchmark}: {len(points)} trials ({search.protocol})"
+        best = search.best
+        words = f"the best reached {100 * best.mean:.2f}" if best and best.mean else "no trial has a value"
         theirs = f" The paper's own search reached {100 * paper[-1]:.2f} in {len(paper)} trials." if paper else ""
-        failed = sum(point.value is None for point in points)
         yield Drawing(
-            PurePosixPath(*folder.relative_to(outputs).parts, "optimisation"),
+            PurePosixPath(*search.folder.relative_to(outputs).parts, "optimisation"),
             title,
-            f"Validation MAP@R in per cent, mean over folds, of {len(points)} trials; {words}; {failed} failed."
-            f"{theirs}",
+            f"Validation MAP@R in per cent, mean over folds, of {len(points)} trials; {words}; {search.num_failed}"
+            f" failed.{theirs}",
             optimisation(title, points, paper),
         )
 
 
-def _learning_curves(outputs: Path) -> Iterator[Drawing | Lacking]:
-    best: dict[Path, tuple[float, Path, TrialRecord]] = {}
-    chosen: list[tuple[Path, TrialRecord]] = []
-    for folder, record in records(outputs):
-        if not record.folds:
+def _learning_curves(outputs: Path, sets: Sequence[RunSet]) -> Iterator[Drawing | Lacking]:
+    folders = [run.folder for run_set in sets for run in run_set.runs]
+    folders += [path.parent for path in outputs.glob(f"*/*/*/train/*/{RECORD_FILE}")]
+    folders += [folder for search in searches(outputs) if (folder := _best_trial(search)) is not None]
+    drawn = False
+    for folder in sorted(folders):
+        path = folder / RECORD_FILE
+        record = read_json(path, TrialRecord) if path.exists() else None
+        if record is None or not record.folds:
             continue
-        if record.stage != "search":
-            chosen.append((folder, record))
-        elif record.val is not None:  # of a search the best trial alone
-            value = record.val["mean_average_precision_at_r"]
-            if folder.parent not in best or value > best[folder.parent][0]:
-                best[folder.parent] = (value, folder, record)
-    chosen += [(folder, record) for _, folder, record in best.values()]
-    if not chosen:
-        yield Lacking(f"learning_curves: no trained trials in {outputs}; run python train.py")
-    for folder, record in sorted(chosen, key=lambda item: item[0]):
+        drawn = True
         relative = folder.relative_to(outputs)
-        title = f"{loss_name(record)} on {record.benchmark}, {'/'.join(relative.parts[3:]) or folder.name}"
+        title = f"{title_of(record.loss)} on {record.benchmark}, {'/'.join(relative.parts[3:]) or folder.name}"
         words = "; ".join(
             f"fold {fold.fold}: epoch {fold.selected_epoch} of {fold.epochs[-1].epoch} selected, MAP@R"
             f" {100 * fold.val['mean_average_precision_at_r']:.2f}"
@@ -406,12 +378,22 @@ def _learning_curves(outputs: Path) -> Iterator[Drawing | Lacking]:
             f"Training loss and validation MAP@R in per cent by epoch. {words}.",
             learning_curves(title, record.folds),
         )
+    if not drawn:
+        yield Lacking(f"learning_curves: no trained trials in {outputs}; run python train.py")
 
 
-def _projection(outputs: Path) -> Iterator[Drawing | Lacking]:
+def _best_trial(search: SearchResult) -> Path | None:
+    """Returns the folder of a search's best trial, wherever below the search its trials are."""
+    if search.best is None:
+        return None
+    name = f"{search.best.index}/{RECORD_FILE}"
+    return next((path.parent for path in sorted(search.folder.rglob(name))), None)
+
+
+def _projection(outputs: Path, sets: Sequence[RunSet]) -> Iterator[Drawing | Lacking]:
     paths = _stored(outputs, PROJECTION_FILE)
     if not paths:
-        yield Lacking(f"projection: no {PROJECTION_FILE} in {outputs}; it is stored where a test split is embedded.")
+        yield Lacking(f"projection: no {PROJECTION_FILE} in {outputs}; the first run of a setting stores it.")
     for path in paths:
         arrays = _load(path, ["points", "labels", "class_names"])
         names = arrays["class_names"].tolist()
@@ -425,10 +407,10 @@ def _projection(outputs: Path) -> Iterator[Drawing | Lacking]:
         )
 
 
-def _neighbors(outputs: Path) -> Iterator[Drawing | Lacking]:
+def _neighbors(outputs: Path, sets: Sequence[RunSet]) -> Iterator[Drawing | Lacking]:
     paths = _stored(outputs, NEIGHBORS_FILE)
     if not paths:
-        yield Lacking(f"neighbors: no {NEIGHBORS_FILE} in {outputs}; it is stored where a test split is embedded.")
+        yield Lacking(f"neighbors: no {NEIGHBORS_FILE} in {outputs}; the first run of a setting stores it.")
     for path in paths:
         arrays = _load(path, ["queries", "neighbors", "similarities", "labels", "thumbnails", "class_names"])
         names = tuple(arrays.pop("class_names").tolist())
@@ -448,7 +430,7 @@ def _neighbors(outputs: Path) -> Iterator[Drawing | Lacking]:
         )
 
 
-def _pairwise_tests(outputs: Path) -> Iterator[Drawing | Lacking]:
+def _pairwise_tests(outputs: Path, sets: Sequence[RunSet]) -> Iterator[Drawing | Lacking]:
     paths = _stored(outputs, PAIRWISE_FILE)
     if not paths:
         yield Lacking(f"pairwise_tests: no {PAIRWISE_FILE} in {outputs}; it needs tested reproductions of two losses.")
@@ -510,22 +492,6 @@ def _place(outputs: Path, path: Path) -> str:
     return " / ".join(path.parent.relative_to(outputs).parts[1:]) or path.parent.name
 
 
-def _value(record: TrialRecord) -> tuple[float | None, tuple[float, ...]]:
-    if record.status != "complete" or record.val is None:
-        return None, ()
-    metric = "mean_average_precision_at_r"
-    return record.val[metric], tuple(fold.val[metric] for fold in record.folds)
-
-
-def _original_search(record: TrialRecord, loss: str) -> list[float]:
-    """Returns best so far after each trial of the paper's search of the same benchmark; empty if it has none."""
-    return [
-        float(row["best_so_far_val_map_at_r"])
-        for row in rows("original_searches.csv")
-        if (row["setting"], row["loss"]) == (record.benchmark, loss)
-    ]
-
-
 def _paper(embedding: str) -> dict[tuple[str, str, str], Accuracy]:
     """Returns the paper's means by dataset, loss and metric, in per cent; they are over 10 runs."""
     return {
@@ -565,7 +531,7 @@ def _bars_in_words(groups: Mapping[str, Sequence[Bar]]) -> str:
     )
 
 
-_COLLECT: dict[str, Callable[[Path], Iterator[Drawing | Lacking]]] = {
+_COLLECT: dict[str, _Collect] = {
     "figure_1": _figure_1,
     "figure_2a": _figure_2a,
     "figure_2b": _figure_2b("precision_at_1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,7 +71,8 @@ def pairwise_heat_map(title: str, losses: Sequence[str], tests: Sequence[Pairwis
             effects[r, c] = 100 * effect
             text = f"{round(100 * effect, 1) + 0.0:+.1f}".replace("-", "\N{MINUS SIGN}")
             texts[r, c] = f"({text})" if test.p_holm is None else f"{text}\n{stars(test.p_holm)}"
-    figure = new_figure(2.6 + 0.58 * size, 2.2 + 0.5 * size, title)
+    width = max(4.4, 2.6 + 0.58 * size)  # a narrow one has no room for the words
+    figure = new_figure(width, 2.2 + 0.5 * size, title)
     axes = figure.subplots()
     largest = max(float(np.nanmax(np.abs(effects))) if np.isfinite(effects).any() else 0.0, 1e-9)
     norm = TwoSlopeNorm(0, -largest, largest)
@@ -100,9 +102,8 @@ def pairwise_heat_map(title: str, losses: Sequence[str], tests: Sequence[Pairwis
     bar.set_label("Row minus column (percentage points)")
     bar.outline.set_visible(False)
     levels = ", ".join(f"{text} p \N{LESS-THAN OR EQUAL TO} {level:g}" for level, text in reversed(LEVELS))
-    figure.supxlabel(
-        f"After Holm's correction: {levels}; hatched: not significant; (in brackets): not tested", fontsize=8
-    )
+    words = f"After Holm's correction: {levels}; hatched: not significant; (in brackets): not tested"
+    figure.supxlabel(textwrap.fill(words, round(14 * width)), fontsize=8)
     return figure
 
 

@@ -53,14 +53,29 @@ def svg_text(figure: Figure, title: str, description: str) -> str:
     return re.sub(r'<g id="([a-zA-Z][\w.]*)"', rf'<g id="\1-{digest}"', text)
 
 
-def html_text(figure: Figure, title: str, description: str) -> str:
-    """Returns one page with the drawing inside: light or dark as the reader prefers, and no network."""
+def inline_svg(figure: Figure, title: str, description: str) -> str:
+    """Returns the drawing for a page: colours are the variables of `color_variables`, the title is left to the page."""
     drawing = re.sub(r"<\?xml[^>]*\?>\s*", "", svg_text(figure, title, description))
-    drawing = re.sub(
+    return re.sub(
         r"#[0-9a-f]{6}\b", lambda found: f"var({_COLORS[found[0]]})" if found[0] in _COLORS else found[0], drawing
     )
+
+
+def color_variables() -> tuple[str, str]:
+    """Returns the declarations of all colours as CSS variables, light and dark."""
     light = " ".join(f"{name}: {color};" for color, name in _COLORS.items())
-    dark = " ".join(f"{name}: {DARK[color]};" for color, name in _COLORS.items())
+    return light, " ".join(f"{name}: {DARK[color]};" for color, name in _COLORS.items())
+
+
+def color_variable(color: str) -> str:
+    """Returns the name of a colour of `style` as a CSS variable."""
+    return _COLORS[color]
+
+
+def html_text(figure: Figure, title: str, description: str) -> str:
+    """Returns one page with the drawing inside: light or dark as the reader prefers, and no network."""
+    drawing = inline_svg(figure, title, description)
+    light, dark = color_variables()
     ink, surface, muted = (_COLORS[color] for color in ("#1b1f24", "#ffffff", "#57606a"))
     return f"""<!doctype html>
 <html lang="en">

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
 from mlrc_lightning.figures.style import BLUE, MUTED, ORANGE, VERMILION, drawn, new_figure, rule
+from mlrc_lightning.statistics import best_so_far
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,6 @@ class TrialPoint:
     number: int
     value: float | None
     folds: tuple[float, ...] = ()
-
-
-def best_so_far(trials: Sequence[TrialPoint]) -> NDArray[np.float64]:
-    """Returns the highest value up to each trial, NaN before the first that has one; (len(trials),)."""
-    values = np.array([np.nan if trial.value is None else trial.value for trial in trials], dtype=np.float64)
-    return np.fmax.accumulate(values)
 
 
 @drawn
@@ -59,8 +53,8 @@ def optimisation(title: str, trials: Sequence[TrialPoint], paper: Sequence[float
         axes.plot([], [], color=MUTED, linewidth=0.7, label="its folds, lowest to highest")
     axes.plot([trial.number + 1 for trial in done], [100 * (trial.value or 0.0) for trial in done], "o", color=BLUE,
               markersize=4.5, label="trial, mean over folds", gid="trials")  # fmt: skip
-    axes.step([trial.number + 1 for trial in trials], 100 * best_so_far(trials), where="post", color=BLUE,
-              label="best so far", gid="best")  # fmt: skip
+    best = 100 * best_so_far([trial.value for trial in trials])
+    axes.step([trial.number + 1 for trial in trials], best, where="post", color=BLUE, label="best so far", gid="best")
     if paper:
         axes.step(np.arange(len(paper)) + 1, 100 * np.asarray(paper), where="post", color=ORANGE, linestyle=(0, (5, 2)),
                   linewidth=2, label="best so far in the paper's search", gid="paper")  # fmt: skip

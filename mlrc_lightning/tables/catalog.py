@@ -48,6 +48,11 @@ LOSSES = (
 )
 
 
+def title_of(loss: str) -> str:
+    """Returns a loss's name in the tables; its own name where it has no row."""
+    return next((row.title for row in LOSSES if row.name == loss), loss)
+
+
 @dataclass(frozen=True)
 class BaselineRow:
     """Accuracies without training.

@@ -31,7 +31,7 @@ def hyperparameters_page(
         parameter_keys: Of each loss, the configuration key of each of the reference data's parameter names.
         max_trials: Trials wanted of a search.
     """
-    paper = _paper_values()
+    paper = paper_values()
     own = {
         (search.loss, search.benchmark): search
         for search in searches
@@ -87,7 +87,7 @@ def _standing(own: Mapping[tuple[str, str], SearchResult], loss: str, setting: s
     return f"{PAPER_SETTINGS[setting]} after {search.num_done} of {search.trials_wanted(max_trials)} trials"
 
 
-def _paper_values() -> dict[tuple[str, str, str], Cell]:
+def paper_values() -> dict[tuple[str, str, str], Cell]:
     """Returns the paper's values by loss, setting and parameter: full precision where known, as printed elsewhere."""
     exact = {
         (row["loss"], row["setting"], row["parameter"]): row["value"]

@@ -58,6 +58,7 @@ class Digests:
             for name, digest in zip(unknown, pool.map(self._read, unknown), strict=True):
                 self._known[name] = [*stamps[name], digest]
         if unknown and self._memory is not None:
+            self._memory.parent.mkdir(parents=True, exist_ok=True)
             write_json(self._memory, self._known)
         return {name: self._known[name][2] for name in stamps}
 

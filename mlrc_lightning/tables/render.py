@@ -7,7 +7,19 @@ import html
 import io
 from collections.abc import Callable, Sequence
 
-from mlrc_lightning.tables.cells import Accuracy, Cell, Column, Difference, Missing, Number, Page, Row, Table, percent
+from mlrc_lightning.tables.cells import (
+    Accuracy,
+    Cell,
+    Column,
+    Difference,
+    Missing,
+    Number,
+    Page,
+    Row,
+    Source,
+    Table,
+    percent,
+)
 
 MISSING = "–"
 CSV_COLUMNS = ("table", "row", "column", "role", "value", "half_width", "n", "lacking")
@@ -58,14 +70,18 @@ def csv_text(page: Page) -> str:
     return buffer.getvalue()
 
 
-def html_fragment(page: Page) -> str:
+def html_fragment(page: Page, address: Callable[[Source], str] | None = None) -> str:
     """Renders a page as an HTML section without style or script; `data-value` sorts, `data-cell` names the manifest's.
 
     Columns of the paper have the class `paper`, differences `difference`, so that a page may hide them.
+
+    Args:
+        page: The table.
+        address: Where a cell's source is shown; None for cells without links.
     """
     lines = [f'<section class="mlrc-table" id="table-{_html(page.name)}">', f"<h2>{_html(page.title)}</h2>"]
     for table in page.tables:
-        lines += _html_table(page, table)
+        lines += _html_table(page, table, address)
     if page.notes:
         lines += ['<ul class="notes">', *[f"<li>{_html(note)}</li>" for note in page.notes], "</ul>"]
     return "\n".join([*lines, "</section>"]) + "\n"
@@ -175,7 +191,7 @@ def _csv_fields(cell: Cell) -> list[str]:
     return [cell_text(cell).replace("−", "-"), "", "", ""]
 
 
-def _html_table(page: Page, table: Table) -> list[str]:
+def _html_table(page: Page, table: Table, address: Callable[[Source], str] | None) -> list[str]:
     lines = [
         f'<table id="table-{_html(page.name)}-{_html(table.name)}">',
         f"<caption>{_html(table.title)}</caption>",
@@ -202,12 +218,12 @@ def _html_table(page: Page, table: Table) -> list[str]:
         lines += ["<tr>", f'<th scope="col">{_html(table.row_heading)}</th>', *headings, "</tr>"]
     lines += ["</thead>", "<tbody>"]
     for row in table.rows:
-        cells = [_html_cell(column, cell) for column, cell in zip(table.columns, row.cells, strict=True)]
+        cells = [_html_cell(column, cell, address) for column, cell in zip(table.columns, row.cells, strict=True)]
         lines += [f'<tr data-row="{_html(row.name)}">', f'<th scope="row">{_html(row.title)}</th>', *cells, "</tr>"]
     return [*lines, "</tbody>", "</table>"]
 
 
-def _html_cell(column: Column, cell: Cell) -> str:
+def _html_cell(column: Column, cell: Cell, address: Callable[[Source], str] | None) -> str:
     classes: list[str] = [column.role]
     attributes = ""
     text = _html(cell_text(cell))
@@ -224,6 +240,8 @@ def _html_cell(column: Column, cell: Cell) -> str:
         text = f'<span aria-hidden="true">{text}</span><span class="lacking">{_html(cell.lacking)}</span>'
     if isinstance(cell, Accuracy | Number) and cell.source is not None:
         attributes += f' data-cell="{_html(cell.source.key)}"'
+        if address is not None:
+            text = f'<a href="{_html(address(cell.source))}">{text}</a>'
     return f'<td class="{" ".join(classes)}"{attributes}>{text}</td>'
 
 

@@ -24,7 +24,7 @@ def fold_result(fold, val, losses, selected, epochs=None):
     )  # fmt: skip
 
 
-def record(stage, protocol, benchmark, loss, paper_name, *, val=0.3, separated=None, concatenated=None, failure=None):
+def record(stage, protocol, benchmark, loss, *, val=0.3, separated=None, concatenated=None, failure=None):
     """A trial of two folds; a tested one where `separated` is given."""
     test = None
     if separated is not None:
@@ -37,7 +37,7 @@ def record(stage, protocol, benchmark, loss, paper_name, *, val=0.3, separated=N
     return TrialRecord(
         schema_version=1, status="complete" if failure is None else "failed", failure=failure, stage=stage,
         protocol=protocol, benchmark=benchmark, loss=loss, seed=0,
-        settings={"loss": {"name": loss, "paper_name": paper_name}}, dataset={},
+        settings={"loss": {"name": loss}}, dataset={},
         val=None if failure else accuracies(val), folds=() if failure else folds, test=test, environment={},
         started_at="2026-01-01T00:00:00+00:00", seconds=1.0,
     )  # fmt: skip

@@ -7,24 +7,27 @@ from scipy import stats
 from mlrc_lightning.__main__ import main
 from mlrc_lightning.errors import RecordError
 from mlrc_lightning.figures import NAMES
-from mlrc_lightning.figures.collect import Drawing, Lacking, collect, measured
+from mlrc_lightning.figures.collect import Drawing, Lacking, collect, loss_years, measured
 from mlrc_lightning.reference import rows
+from mlrc_lightning.results import run_sets
+from mlrc_lightning.tables.catalog import LOSSES
 from tests.figures.results import METRIC, put, record
 from tests.figures.test_curves import by_gid
 from tests.figures.test_reality import bars
+from tests.tables import fakes
 
 PROTOCOL = "mlrc-bn_inception-01234567"
 
 
-def reproductions(outputs, loss="arcface", paper_name="ArcFace", values=(0.6, 0.62, 0.67), source="search"):
+def reproductions(outputs, loss="arcface", values=(0.6, 0.62, 0.67), source="search"):
     for run, value in enumerate(values):
-        content = record("reproduce", PROTOCOL, "cub200", loss, paper_name, separated=value - 0.1, concatenated=value)
+        content = record("reproduce", PROTOCOL, "cub200", loss, separated=value - 0.1, concatenated=value)
         put(outputs, f"{PROTOCOL}/cub200/{loss}/reproduce/{source}-89abcdef/{run}", content)
 
 
 def test_a_cell_is_the_mean_over_runs_with_scipys_t_interval(tmp_path):
     reproductions(tmp_path)
-    (own,) = measured(tmp_path)
+    (own,) = measured(run_sets(tmp_path))
     assert (own.protocol, own.source) == (PROTOCOL, "search")
     cell = own.accuracies["cub200", "ArcFace", "concatenated", METRIC]
     low, high = stats.t.interval(0.95, 2, loc=np.mean([60, 62, 67]), scale=stats.sem([60, 62, 67]))
@@ -36,20 +39,20 @@ def test_a_cell_is_the_mean_over_runs_with_scipys_t_interval(tmp_path):
 def test_one_run_has_no_interval_and_failed_untested_or_untrained_ones_do_not_count(tmp_path):
     reproductions(tmp_path, values=(0.6,))
     place = f"{PROTOCOL}/cub200/arcface/reproduce/search-89abcdef"
-    put(tmp_path, f"{place}/1", record("reproduce", PROTOCOL, "cub200", "arcface", "ArcFace", failure="diverged"))
-    put(tmp_path, f"{place}/2", record("reproduce", PROTOCOL, "cub200", "arcface", "ArcFace"))
-    untrained = record("reproduce", PROTOCOL, "cub200", "untrained", None, separated=0.1, concatenated=0.1)
+    put(tmp_path, f"{place}/1", record("reproduce", PROTOCOL, "cub200", "arcface", failure="diverged"))
+    put(tmp_path, f"{place}/2", record("reproduce", PROTOCOL, "cub200", "arcface"))
+    untrained = record("reproduce", PROTOCOL, "cub200", "untrained", separated=0.1, concatenated=0.1)
     put(tmp_path, f"{PROTOCOL}/cub200/untrained/reproduce/given-89abcdef/0", untrained)
-    (own,) = measured(tmp_path)
+    (own,) = measured(run_sets(tmp_path))
     cell = own.accuracies["cub200", "ArcFace", "concatenated", METRIC]
     assert (cell.mean, cell.half_width, cell.num_runs) == (60.0, None, 1)
 
 
 def test_protocols_and_sources_never_share_a_figure(tmp_path):
     reproductions(tmp_path)
-    reproductions(tmp_path, loss="triplet", paper_name="Triplet", source="paper")
+    reproductions(tmp_path, loss="triplet", source="paper")
     small = "mlrc-small_cnn-00000000"
-    other = record("reproduce", small, "glyphs", "triplet", "Triplet", separated=0.2, concatenated=0.3)
+    other = record("reproduce", small, "glyphs", "triplet", separated=0.2, concatenated=0.3)
     put(tmp_path, f"{small}/glyphs/triplet/reproduce/search-0/0", other)
     drawings = list(collect("figure_2b", tmp_path))
     assert [str(drawing.path) for drawing in drawings] == [
@@ -65,7 +68,7 @@ def test_ours_stand_beside_the_papers_and_missing_ones_are_dashes(tmp_path):
     reproductions(tmp_path)
     drawing = list(collect("figure_2b", tmp_path))[1]
     axes = {axes.get_title(loc="left"): axes for axes in drawing.figure.axes}
-    order = [row["loss"] for row in rows("loss_years.csv")]
+    order = list(loss_years())
     assert len(bars(axes["CUB200"])) == len(order) + 1
     ours = [(x, height) for x, height in bars(axes["CUB200"]) if height == pytest.approx(63)]
     assert ours[0][0] == pytest.approx(order.index("ArcFace") + 0.2)
@@ -74,23 +77,20 @@ def test_ours_stand_beside_the_papers_and_missing_ones_are_dashes(tmp_path):
 
 
 def test_figure_3_of_ours_needs_all_losses_of_the_mean(tmp_path):
-    names = [row["loss"] for row in rows("loss_years.csv") if row["loss"] not in ("FastAP", "SoftTriple")]
-    for number, name in enumerate(names):
-        value = 0.5 if name == "Contrastive" else 0.6
-        reproductions(tmp_path, loss=f"loss{number}", paper_name=name, values=(value,))
+    names = [row.name for row in LOSSES if row.title not in ("FastAP", "SoftTriple")]
+    for name in names:
+        reproductions(tmp_path, loss=name, values=(0.5 if name == "contrastive" else 0.6,))
     lacking = list(collect("figure_3a", tmp_path))[1]
     assert isinstance(lacking, Lacking)
     assert "all of Contrastive and the 11 losses" in lacking.text
-    reproductions(tmp_path, loss="soft_triple", paper_name="SoftTriple", values=(0.6,))
+    reproductions(tmp_path, loss="soft_triple", values=(0.6,))
     drawing = list(collect("figure_3a", tmp_path))[1]
     assert [height for _, height in bars(drawing.figure.axes[0])][3:5] == pytest.approx([25.0, 20.0])
 
 
 def test_a_search_is_drawn_with_its_failures_and_the_papers_curve(tmp_path):
-    for number, value in enumerate((0.3, None, 0.4)):
-        failure = None if value else "diverged"
-        content = record("search", PROTOCOL, "cub200", "arcface", "ArcFace", val=value or 0.0, failure=failure)
-        put(tmp_path, f"{PROTOCOL}/cub200/arcface/search/{number}", content)
+    trials = [({}, [0.2, 0.4]), ({}, "diverged"), ({}, [0.4, 0.4]), ({}, None)]
+    fakes.write_search(tmp_path, "arcface", 50, trials, protocol=PROTOCOL)
     (drawing,) = collect("optimisation", tmp_path)
     assert str(drawing.path) == f"{PROTOCOL}/cub200/arcface/search/optimisation"
     lines = by_gid(drawing.figure.axes[0])
@@ -107,8 +107,10 @@ def test_a_search_is_drawn_with_its_failures_and_the_papers_curve(tmp_path):
 
 def test_learning_curves_are_of_runs_and_of_a_search_s_best_trial(tmp_path):
     reproductions(tmp_path, values=(0.6,))
+    trials = [({}, [value]) for value in (0.3, 0.4, 0.35)]
+    fakes.write_search(tmp_path, "arcface", 3, trials, protocol=PROTOCOL)
     for number, value in enumerate((0.3, 0.4, 0.35)):
-        content = record("search", PROTOCOL, "cub200", "arcface", "ArcFace", val=value)
+        content = record("search", PROTOCOL, "cub200", "arcface", val=value)
         put(tmp_path, f"{PROTOCOL}/cub200/arcface/search/{number}", content)
     found = [str(drawing.path) for drawing in collect("learning_curves", tmp_path)]
     place = f"{PROTOCOL}/cub200/arcface"
@@ -144,7 +146,7 @@ def test_a_damaged_input_is_refused_by_name(tmp_path):
 
 def test_the_command_draws_into_the_folder_of_figures_and_never_reads_from_it(tmp_path, capsys):
     reproductions(tmp_path, values=(0.6,))
-    put(tmp_path, "figures/old", record("train", PROTOCOL, "cub200", "arcface", "ArcFace"))
+    put(tmp_path, "figures/old", record("train", PROTOCOL, "cub200", "arcface"))
     main(["figure", "figure_2a", "learning_curves", "--outputs", str(tmp_path), "--format", "svg"])
     printed = capsys.readouterr().out.split()
     place = f"figures/{PROTOCOL}/cub200/arcface/reproduce/search-89abcdef/0/learning_curves.svg"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mlrc_lightning.figures.search import TrialPoint, best_so_far, optimisation
+from mlrc_lightning.figures.search import TrialPoint, optimisation
 from mlrc_lightning.figures.training import learning_curves
 from mlrc_lightning.records import EpochResult
 from tests.figures.results import METRIC, fold_result
@@ -19,10 +19,6 @@ TRIALS = [
 
 def by_gid(axes):
     return {line.get_gid(): line for line in axes.lines if line.get_gid()}
-
-
-def test_best_so_far_never_falls_and_passes_over_failures():
-    assert best_so_far(TRIALS) == pytest.approx([np.nan, 0.2, 0.2, 0.2, 0.25], nan_ok=True)
 
 
 def test_the_optimisation_plot_has_every_trial_and_both_curves():

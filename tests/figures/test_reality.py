@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.container import BarContainer
 
-from mlrc_lightning.figures.collect import Drawing, Lacking, collect
+from mlrc_lightning.figures.collect import Drawing, Lacking, collect, loss_years
 from mlrc_lightning.figures.reality import (
     OURS_512,
     PAPER_512,
@@ -65,7 +65,7 @@ def test_a_missing_value_is_a_dash_at_its_place(tmp_path):
 )
 def test_figure_2b_has_the_papers_means_and_intervals_in_order_of_year(name, metric, tmp_path):
     figure = drawing(name, tmp_path).figure
-    order = [row["loss"] for row in rows("loss_years.csv")]
+    order = list(loss_years())
     assert len(order) == 14
     for title, axes in panels(figure).items():
         cells = {
@@ -80,11 +80,9 @@ def test_figure_2b_has_the_papers_means_and_intervals_in_order_of_year(name, met
 
 
 def test_years_never_fall_and_are_those_of_table_7():
-    years = [int(row["year"]) for row in rows("loss_years.csv")]
+    years = list(loss_years().values())
     assert years == sorted(years)
-    assert {row["loss"] for row in rows("loss_years.csv")} == {
-        row["loss"] for row in rows("paper_tables.csv") if row["loss"] != "Pretrained"
-    }
+    assert set(loss_years()) == {row["loss"] for row in rows("paper_tables.csv") if row["loss"] != "Pretrained"}
 
 
 @pytest.mark.parametrize("name", ["figure_3a", "figure_3b"])
