@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import random
 import shutil
 import warnings
 from pathlib import Path
@@ -17,9 +18,12 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from numpy.typing import NDArray
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.loops.progress import _ProcessedTracker
+from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 
 from mlrc_lightning.augment import TrainTransform
@@ -27,6 +31,7 @@ from mlrc_lightning.config import is_the_papers_split
 from mlrc_lightning.datamodule import FoldDataModule, Pixels
 from mlrc_lightning.datasets.cache import Half, cached_images
 from mlrc_lightning.datasets.images import LabeledImages, check_classes
+from mlrc_lightning.distributed import world_size
 from mlrc_lightning.errors import ConfigError, MlrcError
 from mlrc_lightning.module import LOSS, MODEL, EmbeddingModule, Schedule, Scheduler
 from mlrc_lightning.objective import Objective
@@ -148,11 +153,19 @@ def build_module(settings: TrialSettings, fold: int, num_train_classes: int | No
         fold: Number of the fold.
         num_train_classes: C of the loss; None for a module that only embeds.
     """
-    torch.manual_seed(_stream(settings.seed, fold, "weights"))
+    seed = _stream(settings.seed, fold, "weights")
+    torch.manual_seed(seed)
+    random.seed(seed)  # torch draws the weights; a miner may draw from any of the three
+    np.random.seed(seed % 2**32)
     trunk = build(settings.trunk.model, "trunk.model")
+    if settings.trainer.compile:
+        trunk.compile()
     embedder = nn.Linear(trunk.num_features, settings.embedder.embedding_size)
+    channels_last = settings.trainer.channels_last
     if num_train_classes is None:
-        return EmbeddingModule(trunk, embedder, frozen_batchnorm=settings.trunk.freeze_batchnorm)
+        return EmbeddingModule(
+            trunk, embedder, frozen_batchnorm=settings.trunk.freeze_batchnorm, channels_last=channels_last
+        )
     facts = {"num_train_classes": num_train_classes, "embedding_size": settings.embedder.embedding_size}
     miner = settings.loss.miner
     objective = Objective(
@@ -179,6 +192,7 @@ def build_module(settings: TrialSettings, fold: int, num_train_classes: int | No
         },
         clip_norms={name: norm for name, norm in ((MODEL, clip.model), (LOSS, clip.loss)) if norm is not None},
         clustering_seed=clustering_seed(settings) if settings.evaluation.clustering else None,
+        channels_last=channels_last,
     )
 
 
@@ -218,17 +232,32 @@ def _schedule(target: Target, path: str) -> Schedule:
 
 
 def build_trainer(settings: TrialSettings, folder: Path, **arguments: Any) -> pl.Trainer:
-    """Builds a Lightning Trainer that writes nothing by itself."""
+    """Builds a Lightning Trainer that writes nothing by itself; in a rank of several, one of all of them.
+
+    Raises:
+        ConfigError: The hardware is not there, or cannot do what it should.
+    """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its lines on devices, once a fold
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # images come decoded
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")  # Lightning 2.6.6's own, 2026-11
     warnings.filterwarnings("ignore", message=".*The `srun` command is available.*")
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # ranks agree on accuracies before they are logged
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers. is deprecated.*")  # torch 2.13; older have no other
     hardware = settings.trainer
+    strategy: str | DDPStrategy = "auto"
+    if world_size() > 1:
+        # the process group is there already. No buffers are exchanged: the only ones that change are BatchNorm's, which
+        # is frozen; and a rank with fewer batches to validate would wait. A batch without pairs leaves loss
+        # parameters without gradient.
+        strategy = DDPStrategy(broadcast_buffers=False, find_unused_parameters=True)
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             accelerator=hardware.accelerator,
-            devices=hardware.devices,
-            strategy=hardware.strategy,
+            # a trial of several ranks may be evaluated by one process
+            devices=hardware.devices if world_size() == hardware.num_ranks else 1,
+            strategy=strategy,
+            # else Lightning asks SLURM, and takes the tasks of the job for ranks of this trial
+            plugins=[LightningEnvironment()],
             precision=hardware.precision,  # type: ignore[arg-type]
             deterministic="warn" if hardware.deterministic else False,
             default_root_dir=folder,
@@ -239,8 +268,27 @@ def build_trainer(settings: TrialSettings, folder: Path, **arguments: Any) -> pl
             use_distributed_sampler=False,
             **arguments,
         )
+        # signals are StopSignals' own: on SIGTERM Lightning would drop the running epoch, and of several ranks the one
+        # that got it would wait in the handler for the others
+        trainer._signal_connector.register_signal_handlers = _take_no_signals  # type: ignore[method-assign]
+        if trainer.precision != hardware.precision:
+            raise ValueError(f"precision={hardware.precision} would become {trainer.precision}")
+        return trainer
     except (MisconfigurationException, ValueError) as error:
         raise ConfigError(f"trainer: this machine cannot run {dataclasses.asdict(hardware)}: {error}") from error
+
+
+def _take_no_signals() -> None:
+    pass
+
+
+def go_on_at(trainer: pl.Trainer, datamodule: FoldDataModule, epoch: int, batch: int) -> None:
+    """Lets a trainer begin with batch `batch` of epoch `epoch`, both counted from 0."""
+    # as its own checkpoints do: validations then come at the same epochs
+    progress = trainer.fit_loop.epoch_progress.current
+    assert isinstance(progress, _ProcessedTracker)
+    progress.ready = progress.started = progress.processed = progress.completed = epoch
+    datamodule.batches.start_at(epoch, batch)
 
 
 def build_datamodule(settings: TrialSettings, data: TrialData, split: FoldSplit) -> FoldDataModule:

@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import io
 import logging
+import random
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import mlrc_lightning.torchvision_import  # noqa: F401
 
+import numpy as np
 import pytorch_lightning as pl
 import safetensors.torch
 import torch
 from pytorch_lightning.loggers import Logger
 from tqdm import tqdm
 
+from mlrc_lightning.distributed import largest, rank
 from mlrc_lightning.errors import RecordError
 from mlrc_lightning.module import GROUPS, EmbeddingModule
 from mlrc_lightning.records import EpochResult, write_bytes
 from mlrc_lightning.selection import UNTRAINED_EPOCH, Selection
+from mlrc_lightning.stopping import StopSignals, TrialStopped
 
 log = logging.getLogger(__name__)
 
 PRIMARY_METRIC = "mean_average_precision_at_r"
 PARTS = ("trunk", "embedder")
 _RESUME_FILE = "latest.pt"
+_STATES = {"optimizer", "schedulers", "scaler", "loss_sum", "num_losses", "learning_rates", "seconds", "random"}
 
 
 class Progress(Protocol):
@@ -88,7 +94,8 @@ class FoldCheckpoint(pl.callbacks.Checkpoint):
     """Keeps the history of one fold, its selected weights, and what a resume needs, all written atomically.
 
     In the fold's folder: `trunk_epoch<N>.safetensors` and `embedder_epoch<N>.safetensors` of the selected epoch, and
-    `latest.pt` of the last validated one, from which `resume` goes on exactly.
+    `latest.pt`, from which `resume` goes on exactly: of the last validated one, or in the midst of one. Of several
+    ranks rank 0 writes.
 
     A subclass of Lightning's Checkpoint, because those run after the module's own hooks.
 
@@ -98,21 +105,37 @@ class FoldCheckpoint(pl.callbacks.Checkpoint):
         selection: The state of model selection; taken over from `latest.pt` on resume.
         progress: Told of every epoch.
         log: Told of every epoch as well, with its learning rates.
+        iterations_per_epoch: Batches of an epoch.
+        save_every: Write `latest.pt` after so many iterations, counted from the start of training; None: only where
+            an epoch was validated.
+        stop: Looked at before every iteration; a signal there writes `latest.pt` and ends the training.
     """
 
     def __init__(
-        self, folder: Path, save_interval: int, selection: Selection, progress: Progress, log: EpochLog
+        self,
+        folder: Path,
+        save_interval: int,
+        selection: Selection,
+        progress: Progress,
+        log: EpochLog,
+        *,
+        iterations_per_epoch: int,
+        save_every: int | None,
+        stop: StopSignals,
     ) -> None:
         self.folder = folder
         self.selection = selection
         self.history: list[EpochResult] = []
-        self.first_epoch = 0
+        self.first_epoch, self.first_batch = 0, 0
         self._save_interval = save_interval
         self._progress = progress
         self._log = log
+        self._iterations_per_epoch = iterations_per_epoch
+        self._save_every = save_every
+        self._stop = stop
+        self._position = (0, 0)
         self._epoch_began = time.monotonic()
-        self._optimizer_state: dict[str, Any] | None = None
-        self._scheduler_states: dict[str, dict[str, Any]] = {}
+        self._resumed: dict[str, Any] | None = None
         self._learning_rates: dict[str, float] = {}
 
     @property
@@ -135,24 +158,35 @@ class FoldCheckpoint(pl.callbacks.Checkpoint):
             self.selection = Selection(**state["selection"])
             self.history = [EpochResult(**epoch) for epoch in state["history"]]
             self._log.restore(state["log"])
-            self._optimizer_state, self._scheduler_states = state["optimizer"], state["schedulers"]
-            torch.set_rng_state(state["rng"])
-        except (RuntimeError, KeyError, TypeError, EOFError, OSError, ValueError) as error:
+            self.first_epoch, self.first_batch = state["position"]
+            missing = _STATES - state.keys()
+            if missing:
+                raise KeyError(sorted(missing)[0])
+        except (RuntimeError, KeyError, TypeError, EOFError, OSError, ValueError, UnpicklingError) as error:
             raise RecordError(f"{path}: expected the state of this fold ({error}). Remove it to start over.") from error
-        self.first_epoch = self.history[-1].epoch
+        self._position = (self.first_epoch, self.first_batch)
+        self._resumed = state
         return True
+
+    @property
+    def is_over(self) -> bool:
+        """Whether patience had ended the training that was taken up, and only its result was missing."""
+        was_validated = self.first_batch == 0 and bool(self.history) and self.history[-1].val is not None
+        return was_validated and self.selection.should_stop(self.history[-1].epoch)
 
     def untrained(self, module: EmbeddingModule, seconds: float) -> None:
         """Takes the evaluation before training as epoch 0."""
         self._add(module, UNTRAINED_EPOCH, None, seconds)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Gives the resumed optimizer and its schedulers their states."""
+        """Gives the resumed optimizer, its schedulers and the scaler of 16-bit gradients their states."""
         assert isinstance(pl_module, EmbeddingModule)
-        if self._optimizer_state is not None:
-            trainer.optimizers[0].load_state_dict(self._optimizer_state)
+        if self._resumed is not None:
+            trainer.optimizers[0].load_state_dict(self._resumed["optimizer"])
             for name, scheduler in pl_module.schedulers.items():
-                scheduler.load_state_dict(self._scheduler_states[name])
+                scheduler.load_state_dict(self._resumed["schedulers"][name])
+            if self._resumed["scaler"]:
+                trainer.precision_plugin.load_state_dict(self._resumed["scaler"])
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts the clock, and reads the learning rates."""
@@ -160,23 +194,52 @@ class FoldCheckpoint(pl.callbacks.Checkpoint):
         groups = trainer.optimizers[0].param_groups
         self._learning_rates = {name: float(group["lr"]) for name, group in zip(GROUPS, groups, strict=False)}
 
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Before an iteration: takes up the running epoch of a resumed training, saves when it is time, and may stop.
+
+        Raises:
+            TrialStopped: A signal came; the state is saved.
+        """
+        assert isinstance(pl_module, EmbeddingModule)
+        epoch, done = trainer.current_epoch, batch_idx
+        if epoch == self.first_epoch:
+            done += self.first_batch
+        if self._resumed is not None:
+            self._take_up_running_epoch(pl_module, self._resumed)
+            self._resumed = None
+        signum = largest(self._stop.received)
+        iteration = epoch * self._iterations_per_epoch + done
+        is_time = self._save_every is not None and iteration % self._save_every == 0
+        if (is_time or signum) and (epoch, done) != self._position:
+            self._position = (epoch, done)
+            self._save_resume_state(trainer, pl_module)
+        if signum:
+            if not (self.folder / _RESUME_FILE).exists():
+                self._save_resume_state(trainer, pl_module)
+            where = f"{self.folder.name}, epoch {epoch + 1}, after {done} of {self._iterations_per_epoch} iterations"
+            raise TrialStopped(signum, where)
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Records the epoch; on a validated one selects, saves and decides whether to stop."""
         assert isinstance(pl_module, EmbeddingModule)
-        epoch = self.first_epoch + trainer.current_epoch + 1
+        epoch = trainer.current_epoch + 1
         seconds = time.monotonic() - self._epoch_began
         is_validated = epoch % self._save_interval == 0
         is_selected = self._add(pl_module, epoch, pl_module.train_loss, seconds, is_validated)
         if is_validated:
             if is_selected:
                 self._save_weights(pl_module)
+            self._position = (epoch, 0)
             self._save_resume_state(trainer, pl_module)
             self._log.flush()
             trainer.should_stop = trainer.should_stop or self.selection.should_stop(epoch)
 
     def remove_resume_state(self) -> None:
         """Frees the space of what only a resume needs, once the fold's result is on disk."""
-        remove_resume_state(self.folder)
+        if rank() == 0:
+            remove_resume_state(self.folder)
 
     def _add(
         self,
@@ -202,20 +265,39 @@ class FoldCheckpoint(pl.callbacks.Checkpoint):
         return is_selected
 
     def _save_weights(self, module: EmbeddingModule) -> None:
+        if rank() > 0:
+            return
         for part, path in self.weights.items():
             save_weights(path, getattr(module, part))
 
+    def _take_up_running_epoch(self, module: EmbeddingModule, state: dict[str, Any]) -> None:
+        """Restores what the epoch had come to, and the random numbers: the last thing before its next iteration."""
+        if self.first_batch > 0:
+            module.running_loss = (state["loss_sum"], state["num_losses"])
+            self._learning_rates = dict(state["learning_rates"])
+            self._epoch_began -= state["seconds"]
+        _set_random_states(state["random"])
+
     def _save_resume_state(self, trainer: pl.Trainer, module: EmbeddingModule) -> None:
+        if rank() > 0:
+            return
+        loss_sum, num_losses = module.running_loss
         buffer = io.BytesIO()
         torch.save(
             {
+                "position": self._position,
+                "loss_sum": loss_sum,
+                "num_losses": num_losses,
+                "learning_rates": self._learning_rates,
+                "seconds": time.monotonic() - self._epoch_began,
+                "scaler": trainer.precision_plugin.state_dict(),
                 "module": module.state_dict(),
                 "optimizer": trainer.optimizers[0].state_dict(),
                 "schedulers": {name: scheduler.state_dict() for name, scheduler in module.schedulers.items()},
                 "selection": vars(self.selection),
                 "history": [vars(result) for result in self.history],
                 "log": self._log.rows,
-                "rng": torch.get_rng_state(),
+                "random": _random_states(),
             },
             buffer,
         )
@@ -225,6 +307,27 @@ class FoldCheckpoint(pl.callbacks.Checkpoint):
         for path in self.folder.glob("*_epoch*.safetensors"):
             if path not in kept:
                 path.unlink()
+
+
+def _random_states() -> dict[str, Any]:
+    """Returns the states of Python's, numpy's and torch's generators, as what `torch.load` takes without pickles."""
+    name, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_random_states(states: Mapping[str, Any]) -> None:
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
 
 
 def remove_resume_state(folder: Path, kept: Collection[Path] = ()) -> None:
@@ -254,7 +357,8 @@ class FoldProgress:
     def __init__(self, fold: int, folds: Sequence[int], max_epochs: int) -> None:
         self._name = f"fold {fold} ({folds.index(fold) + 1} of {len(folds)})"
         self._max_epochs = max_epochs
-        self._bar = tqdm(total=max_epochs, desc=self._name, unit="epoch", leave=False) if sys.stderr.isatty() else None
+        has_bar = sys.stderr.isatty() and rank() == 0
+        self._bar = tqdm(total=max_epochs, desc=self._name, unit="epoch", leave=False) if has_bar else None
         self._trained: list[float] = []
 
     def epoch_ended(self, result: EpochResult, selection: Selection) -> None:

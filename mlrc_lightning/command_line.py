@@ -10,6 +10,7 @@ from typing import Any
 
 from mlrc_lightning.environment import config_folder
 from mlrc_lightning.schema import suggestion
+from mlrc_lightning.stopping import TrialStopped
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Set to 1, it shows the traceback of a usage error as well."""
@@ -21,7 +22,8 @@ def run(command: Callable[[], Any]) -> Any:
     """Calls a Hydra main function, or any other, and turns its errors into messages and exit codes.
 
     Usage errors are those that say so (`is_usage_error`), and Hydra's and OmegaConf's about the configuration. They
-    print one message and exit with 2; HYDRA_FULL_ERROR=1 shows their traceback as well.
+    print one message and exit with 2; HYDRA_FULL_ERROR=1 shows their traceback as well. A training that a signal
+    stopped exits with `stopping.STOPPED`.
     """
     # torch's threads spin while they wait; where two processes share the cores, both then take many times as long
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -29,6 +31,9 @@ def run(command: Callable[[], Any]) -> Any:
     os.environ[FULL_ERROR] = "1"  # else Hydra prints and exits by itself, before its errors can be told apart
     try:
         return command()
+    except TrialStopped as stopped:
+        sys.stderr.write(f"\n{stopped}\n")
+        raise
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted. The same command goes on from here.\n")
         sys.exit(130)

@@ -30,6 +30,8 @@ _OPTIONS = ("scheduler", "gradient_clip", "sampler", "evaluation")
 _NOT_OF_THE_TRIAL = (
     "stage", "fold", "logger", "trainer", "keep_models", "data_root", "hyperparameters", "run", "root_seed",
 )  # fmt: skip
+_NUMERIC_OPTIONS_OF_THE_TRAINER = ("channels_last", "compile")
+"""What of the hardware changes figures, if only in their last digits; beside the precision."""
 _EVALUATION_OPTIONS = {"check_untrained_accuracy": None, "clustering": False}
 """What changes the figures of `evaluation`, with the value that leaves them as they are."""
 _PLACES = ("root", "csv", "archive", "download", "sources")
@@ -75,8 +77,8 @@ def seed_of_run(root_seed: int, run: int) -> int:
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the part of a trial's settings that decides its figures; two runs with the same one are the same run.
 
-    Places of files, hardware, the choice of folds and the stage are left out; precision is not. So is where
-    hyperparameters come from: their values count, and are among the loss's. Without training the loss does not.
+    Places of files, hardware, the choice of folds and the stage are left out; precision and its like are not. So is
+    where hyperparameters come from: their values count, and are among the loss's. Without training the loss does not.
     """
     values = {key: value for key, value in settings.items() if key not in (*_NOT_OF_THE_TRIAL, *_OPTIONS)}
     if settings["stage"] == "untrained":
@@ -91,6 +93,8 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
         "dataset": dataset,
         "trunk": _without_folders(values["trunk"]),
         "precision": settings["trainer"]["precision"],
+        # off, they are left out, and a trial is what it was before they were options
+        **{name: True for name in _NUMERIC_OPTIONS_OF_THE_TRAINER if settings["trainer"][name]},
     }
 
 

@@ -16,11 +16,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mlrc_lightning.augment import TrainTransform, center_crop
 from mlrc_lightning.datasets.cache import CachedImages
+from mlrc_lightning.distributed import own_blocks, part_of, rank, world_size
 from mlrc_lightning.sampling import Batch, Batches, BatchesOfEpochs
 from mlrc_lightning.splits import FoldSplit, Indices
 
 LabeledBatch = tuple[Tensor, Tensor]
-"""(images (B, 3, H, W) uint8 RGB, labels (B,) int64)."""
+"""(images (B, 3, H, W) uint8 RGB, labels (B,) int64); on several ranks this one's images, and the labels of all."""
+EvaluationBatch = tuple[Tensor, Tensor, Tensor]
+"""(images (B, 3, H, W) uint8 RGB, labels (B,) int64, dataset indices (B,) int64)."""
 
 
 @dataclass(frozen=True)
@@ -37,39 +40,43 @@ class Pixels:
 
 
 class _TrainImages(Dataset[LabeledBatch]):
-    """Whole batches: index is a list of (dataset index, augmentation seed)."""
+    """Whole batches: index is a list of (dataset index, augmentation seed). Only this rank's images are read."""
 
     def __init__(self, pixels: Pixels, transform: TrainTransform, position: dict[int, int]) -> None:
         self._pixels, self._transform, self._position = pixels, transform, position
         self._opened = pixels.cache.open()
+        self._place = (rank(), world_size())  # read here: a process that reads images is no rank itself
 
     def __getitem__(self, batch: Batch) -> LabeledBatch:
         size = self._transform.crop
-        images = np.empty((len(batch), size, size, 3), dtype=np.uint8)
-        for row, (index, seed) in enumerate(batch):
+        own = batch[part_of(len(batch), *self._place)]
+        images = np.empty((len(own), size, size, 3), dtype=np.uint8)
+        for row, (index, seed) in enumerate(own):
             image = self._pixels.cache.image(self._opened, index)
             images[row] = self._transform(image, np.random.default_rng(seed))
         labels = [self._position[int(self._pixels.labels[index])] for index, _ in batch]
         return _channels_first(images), torch.tensor(labels)
 
 
-class _EvaluationImages(Dataset[LabeledBatch]):
+class _EvaluationImages(Dataset[EvaluationBatch]):
     """Whole batches: index is a list of dataset indices."""
 
     def __init__(self, pixels: Pixels, crop: int) -> None:
         self._pixels, self._crop = pixels, crop
         self._opened = pixels.cache.open()
 
-    def __getitem__(self, batch: list[int]) -> LabeledBatch:
+    def __getitem__(self, batch: list[int]) -> EvaluationBatch:
         images = [center_crop(self._pixels.cache.image(self._opened, index), self._crop) for index in batch]
-        return _channels_first(np.stack(images)), torch.from_numpy(self._pixels.labels[batch])
+        labels = torch.from_numpy(self._pixels.labels[batch])
+        return _channels_first(np.stack(images)), labels, torch.tensor(batch)
 
 
 class _Blocks(Sampler[list[int]]):
-    """Consecutive blocks of indices, in order, the last one shorter."""
+    """Consecutive blocks of indices, in order, the last one shorter; those of this rank."""
 
     def __init__(self, indices: NDArray[np.int64], batch_size: int) -> None:
-        self._blocks = [indices[i : i + batch_size].tolist() for i in range(0, len(indices), batch_size)]
+        blocks = [indices[i : i + batch_size].tolist() for i in range(0, len(indices), batch_size)]
+        self._blocks = [blocks[number] for number in own_blocks(len(blocks))]
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -78,10 +85,15 @@ class _Blocks(Sampler[list[int]]):
         return iter(self._blocks)
 
 
+def own_images(indices: Indices, batch_size: int) -> Tensor:
+    """Returns which of some images this rank embeds, in the order of `evaluation_loader`; (n,), int64."""
+    return torch.tensor([index for block in _Blocks(indices, batch_size) for index in block])
+
+
 def evaluation_loader(
     pixels: Pixels, indices: Indices, crop: int, batch_size: int, num_workers: int
-) -> DataLoader[LabeledBatch]:
-    """Returns some images, centre-cropped, in the order of their indices.
+) -> DataLoader[EvaluationBatch]:
+    """Returns some images, centre-cropped, in the order of their indices, which ascend; this rank's batches of them.
 
     Raises:
         KeyError: An image is not among those that `pixels` holds.
@@ -94,6 +106,7 @@ def evaluation_loader(
         sampler=_Blocks(indices, batch_size),
         batch_size=None,
         num_workers=num_workers,
+        generator=torch.Generator(),
     )
 
 
@@ -140,9 +153,11 @@ class FoldDataModule(pl.LightningDataModule):
             num_workers=self._num_workers,
             persistent_workers=self._num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            # a loader draws a number whenever it begins: from torch's own stream, a resumed training would shift that
+            generator=torch.Generator(),
         )
 
-    def val_dataloader(self) -> DataLoader[LabeledBatch]:
+    def val_dataloader(self) -> DataLoader[EvaluationBatch]:
         """Returns all validation images, centre-cropped."""
         return evaluation_loader(
             self._pixels,

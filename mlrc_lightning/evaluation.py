@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from mlrc_lightning.assembly import TrialData, build_module, build_trainer, clustering_seed
 from mlrc_lightning.callbacks import PARTS
-from mlrc_lightning.datamodule import Pixels, evaluation_loader
+from mlrc_lightning.datamodule import Pixels, evaluation_loader, own_images
+from mlrc_lightning.distributed import gather_in_order, rank
 from mlrc_lightning.errors import WeightsError
 from mlrc_lightning.figure_inputs import MIN_PROJECTED, store_neighbors, store_projection
 from mlrc_lightning.figures import NEIGHBORS_FILE, PROJECTION_FILE
@@ -70,9 +71,10 @@ def evaluate_on_test_classes(
     opened_at = now()
     modules = {fold.fold: load_module(settings, fold, folder) for fold in folds}
     result, queries, embeddings = _test(settings, data, modules, folder, opened_at)
-    write_queries(folder / QUERIES_FILE, queries)
-    if settings.stores_figure_inputs:
-        _store_figure_inputs(folder, data, embeddings)
+    if rank() == 0:
+        write_queries(folder / QUERIES_FILE, queries)
+        if settings.stores_figure_inputs:
+            _store_figure_inputs(folder, data, embeddings)
     if not settings.evaluation.baselines:
         return result
     notes = list(result.notes)
@@ -98,7 +100,8 @@ def evaluate_without_training(
     """
     modules = {fold: build_module(settings, fold, num_train_classes=None) for fold in settings.folds}
     result, queries, _ = _test(settings, data, modules, folder, now())
-    write_queries(folder / QUERIES_FILE, queries)
+    if rank() == 0:
+        write_queries(folder / QUERIES_FILE, queries)
     notes = list(result.notes)
     trunk = known or _trunk_baselines(settings, data, settings.folds, folder, notes, concatenated=True)
     embedder = {UNTRAINED_EMBEDDER: result.separated, UNTRAINED_EMBEDDER_CONCATENATED: result.concatenated}
@@ -393,4 +396,5 @@ def _embed(
     trainer = build_trainer(settings, folder, enable_checkpointing=False)
     batches = trainer.predict(module, loader)
     assert batches is not None
-    return torch.cat([batch for batch in batches if isinstance(batch, Tensor)])
+    own = torch.cat([batch for batch in batches if isinstance(batch, Tensor)])
+    return gather_in_order(own, own_images(images, settings.evaluation.batch_size))

@@ -70,7 +70,7 @@ def write_model_folder(
     Returns:
         The weights in the folder.
     """
-    placed = {part: folder / f"{part}.safetensors" for part in weights}
+    placed = model_files(folder)
     for part, path in weights.items():
         write_bytes(placed[part], path.read_bytes())
     transform = evaluation_transform(trunk, settings)
@@ -86,6 +86,11 @@ def write_model_folder(
     )
     write_bytes(folder / README_FILE, readme.encode())
     return placed
+
+
+def model_files(folder: Path) -> dict[str, Path]:
+    """Returns the weights in a model folder, by part."""
+    return {part: folder / f"{part}.safetensors" for part in ("trunk", "embedder")}
 
 
 def file_digest(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.optim import Optimizer
 
-from mlrc_lightning.datamodule import LabeledBatch
+from mlrc_lightning.datamodule import EvaluationBatch, LabeledBatch
+from mlrc_lightning.distributed import gather_in_order, gather_rows, of_rank_zero
 from mlrc_lightning.errors import NonFiniteError
 from mlrc_lightning.metrics import RetrievalMetrics, clustering_metrics, retrieval_metrics
 from mlrc_lightning.models.trunk import Trunk, freeze_batchnorm
@@ -95,6 +97,7 @@ class EmbeddingModule(pl.LightningModule):
         schedules: Learning-rate scheduler of a group, by `MODEL` or `LOSS`; one without parameters needs none.
         clip_norms: Largest norm of the gradient of a group, likewise.
         clustering_seed: Of the k-means for NMI and AMI; None: they are not computed.
+        channels_last: Keep images and the trunk's weights with the channels last in memory, as GPUs prefer them.
     """
 
     def __init__(
@@ -109,9 +112,10 @@ class EmbeddingModule(pl.LightningModule):
         schedules: Mapping[str, Schedule] | None = None,
         clip_norms: Mapping[str, float] | None = None,
         clustering_seed: int | None = None,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
-        self.trunk = trunk
+        self.trunk = trunk.to(memory_format=torch.channels_last) if channels_last else trunk  # type: ignore[call-overload]
         self.embedder = embedder
         self.objective = objective
         self.val_metrics: RetrievalMetrics | None = None
@@ -124,15 +128,15 @@ class EmbeddingModule(pl.LightningModule):
         self._schedules = dict(schedules or {})
         self._clip_norms = dict(clip_norms or {})
         self._clustering_seed = clustering_seed
+        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._is_validated = False
         self._loss_sum: Tensor | None = None
         self._num_losses = 0
-        self._val_embeddings: list[Tensor] = []
-        self._val_labels: list[Tensor] = []
+        self._val_batches: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeds images; (B, 3, H, W) uint8 RGB → (B, E), float32, of length 1."""
-        embeddings: Tensor = self.embedder(self.trunk(images))
+        embeddings: Tensor = self.embedder(self.trunk(images.contiguous(memory_format=self._memory_format)))
         with torch.autocast(device_type=embeddings.device.type, enabled=False):
             return normalize(embeddings.float(), dim=1)
 
@@ -185,10 +189,13 @@ class EmbeddingModule(pl.LightningModule):
         self._step_schedulers("iteration")
 
     def training_step(self, batch: LabeledBatch, batch_index: int) -> Tensor:
-        """Returns the loss of one batch; its mean is taken once an epoch, without waiting for the device."""
+        """Returns the loss of one batch; its mean is taken once an epoch, without waiting for the device.
+
+        On several ranks `batch` has this rank's images and everyone's labels; the loss is that of the whole batch.
+        """
         assert self.objective is not None
         images, labels = batch
-        loss: Tensor = self.objective(self(images), labels)
+        loss: Tensor = self.objective(gather_rows(self(images), len(labels)), labels)
         detached = loss.detach()
         self._loss_sum = detached if self._loss_sum is None else self._loss_sum + detached
         self._num_losses += 1
@@ -204,6 +211,8 @@ class EmbeddingModule(pl.LightningModule):
         self.train_loss = float(self._loss_sum) / self._num_losses
         self._loss_sum, self._num_losses = None, 0
         weights_are_finite = bool(torch.stack([p.isfinite().all() for p in self.parameters()]).all())
+        # the same on all ranks already; but a last bit that differs must not send them on different ways
+        self.train_loss, weights_are_finite = of_rank_zero((self.train_loss, weights_are_finite))
         if not (torch.isfinite(torch.tensor(self.train_loss)) and weights_are_finite):
             raise NonFiniteError(
                 f"Training diverged in epoch {self.current_epoch + 1}: mean loss {self.train_loss}, weights"
@@ -213,28 +222,40 @@ class EmbeddingModule(pl.LightningModule):
         if self._is_validated:
             self._step_schedulers("plateau", self.val_accuracies[PLATEAU_METRIC])
 
+    @property
+    def running_loss(self) -> tuple[Tensor | None, int]:
+        """Sum and number of the losses of the epoch so far, for a checkpoint in its midst."""
+        return self._loss_sum, self._num_losses
+
+    @running_loss.setter
+    def running_loss(self, value: tuple[Tensor | None, int]) -> None:
+        loss_sum, self._num_losses = value
+        self._loss_sum = None if loss_sum is None else loss_sum.to(self.device)
+
     def on_validation_epoch_start(self) -> None:
         """Forgets the embeddings of the validation before."""
-        self._val_embeddings, self._val_labels = [], []
+        self._val_batches = []
 
-    def validation_step(self, batch: LabeledBatch, batch_index: int) -> None:
-        """Embeds one batch of validation images."""
-        images, labels = batch
-        self._val_embeddings.append(self(images))
-        self._val_labels.append(labels)
+    def validation_step(self, batch: EvaluationBatch, batch_index: int) -> None:
+        """Embeds one batch of validation images; nothing here may wait for another rank, which may have fewer."""
+        images, labels, indices = batch
+        self._val_batches.append((self(images), labels, indices))
 
     def on_validation_epoch_end(self) -> None:
         """Computes the accuracies of all validation images; they query each other."""
-        embeddings, labels = torch.cat(self._val_embeddings), torch.cat(self._val_labels)
-        self._val_embeddings, self._val_labels = [], []
-        self.val_metrics = retrieval_metrics(embeddings, labels)
+        embeddings, labels, indices = (torch.cat(parts) for parts in zip(*self._val_batches, strict=True))
+        self._val_batches = []
+        embeddings, labels = gather_in_order(embeddings, indices), gather_in_order(labels, indices)
+        metrics = retrieval_metrics(embeddings, labels)
+        accuracies, collapsed = of_rank_zero((metrics.as_dict(), metrics.collapsed))
+        self.val_metrics = dataclasses.replace(metrics, collapsed=collapsed, **accuracies)  # type: ignore[arg-type]
         self.val_accuracies = self.val_metrics.as_dict()
         if self._clustering_seed is not None:
-            self.val_accuracies |= clustering_metrics(embeddings, labels, self._clustering_seed)
+            self.val_accuracies |= of_rank_zero(clustering_metrics(embeddings, labels, self._clustering_seed))
         self._is_validated = True
         self.log_dict({f"val/{name}": value for name, value in self.val_accuracies.items()})
 
-    def predict_step(self, batch: LabeledBatch, batch_index: int = 0) -> Tensor:
+    def predict_step(self, batch: EvaluationBatch, batch_index: int = 0) -> Tensor:
         """Embeds one batch; (B, E)."""
         embeddings: Tensor = self(batch[0])
         return embeddings

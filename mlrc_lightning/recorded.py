@@ -40,7 +40,10 @@ def recorded_settings(
                 f"{path}={value}: the record names a class that no file of {config_folder()} names, and it is not"
                 " called. If you know it, give the folder of your own configuration that names it: --config-dir FOLDER."
             )
-    values = {"run": record.run, "root_seed": record.root_seed or record.seed, **record.settings}  # newer than some
+    # newer than some records
+    values = {"run": record.run, "root_seed": record.root_seed or record.seed, **record.settings}
+    newer = {"channels_last": False, "compile": False, "checkpoint_every_n_iterations": None}
+    values["trainer"] = {**newer, **values["trainer"]}
     if data_root is not None:
         values["data_root"] = data_root
     return read(TrialSettings, values)

@@ -45,21 +45,23 @@ class BatchesOfEpochs(Sampler[Batch]):
         self.batches = batches
         self._batches_per_epoch = batches_per_epoch
         self._seed = seed
-        self.first_epoch = 0
         self._epoch = 0
+        self._start = (0, 0)
 
-    def __len__(self) -> int:
-        """Returns the number of batches of an epoch."""
-        return self._batches_per_epoch
+    def start_at(self, epoch: int, batch: int) -> None:
+        """Chooses where to go on: epoch number `epoch`, counted from 0, begins with its batch number `batch`."""
+        self._epoch, self._start = epoch, (epoch, batch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch that the next iteration draws, counted from `first_epoch`; called by Lightning."""
-        self._epoch = self.first_epoch + epoch
+        """Chooses the epoch that the next iteration draws, counted from 0; called by Lightning."""
+        self._epoch = epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yields the batches of the chosen epoch."""
-        start = self._epoch * self._batches_per_epoch
-        for number in range(start, start + self._batches_per_epoch):
+        """Yields the batches of the chosen epoch; it has no length, as the one that is gone on with is shorter."""
+        epoch_began = self._epoch * self._batches_per_epoch
+        first_epoch, first_batch = self._start
+        start = epoch_began + (first_batch if self._epoch == first_epoch else 0)
+        for number in range(start, epoch_began + self._batches_per_epoch):
             yield self.batch(number)
 
     def batch(self, number: int) -> Batch:

@@ -26,6 +26,7 @@ ALL_FOLDS = "all"
 STAGES = ("train", "search", "reproduce", "untrained")
 RUN_STAGES = ("reproduce", "untrained")
 """Stages of numbered runs, each with a seed of its own."""
+STRATEGIES = ("auto", "ddp")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 INTERVALS = ("iteration", "epoch", "plateau")
 """When a scheduler is stepped: after a batch, after an epoch, or after a validation, with its MAP@R."""
@@ -226,7 +227,19 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """The hardware: changes speed, not the protocol."""
+    """The hardware: changes speed, not the protocol.
+
+    Attributes:
+        accelerator: As Lightning names it: auto, cpu, gpu.
+        devices: One, or with strategy=ddp as many as there are to be ranks.
+        strategy: auto, or ddp.
+        precision: Of trunk and embedder.
+        num_workers: Processes that read images, of each rank.
+        deterministic: Use deterministic algorithms where there are any.
+        channels_last: Order of the trunk's weights and images in memory.
+        compile: Whether the trunk goes through torch.compile.
+        checkpoint_every_n_iterations: How often the state of a training is saved between validations; None: never.
+    """
 
     accelerator: str
     devices: int | str
@@ -234,10 +247,31 @@ class TrainerSettings:
     precision: str
     num_workers: int
     deterministic: bool
+    channels_last: bool
+    compile: bool
+    checkpoint_every_n_iterations: int | None
 
     def __post_init__(self) -> None:
         _require_one_of("trainer.precision", PRECISIONS, self.precision)
+        _require_one_of("trainer.strategy", STRATEGIES, self.strategy)
         _require(self.num_workers >= 0, "trainer.num_workers", ">= 0", self.num_workers)
+        every = self.checkpoint_every_n_iterations
+        _require(every is None or every >= 1, "trainer.checkpoint_every_n_iterations", ">= 1, or null", every)
+        if self.strategy == "ddp":
+            is_number = isinstance(self.devices, int) and self.devices >= 1
+            _require(is_number, "trainer.devices", "with trainer=ddp the number of ranks, >= 1", self.devices)
+        else:
+            _require(
+                self.devices in (1, "auto") or (isinstance(self.devices, str) and self.devices.strip(",").isdigit()),
+                "trainer.devices",
+                'one, or the number of a GPU as in "3,"; for several take trainer=ddp',
+                self.devices,
+            )
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes that share a trial."""
+        return self.devices if self.strategy == "ddp" and isinstance(self.devices, int) else 1
 
 
 @dataclass(frozen=True)
@@ -299,6 +333,20 @@ class TrialSettings:
             f"a multiple of loss.samples_per_class={self.loss.samples_per_class}",
             self.batch_size,
         )
+        if self.trainer.num_ranks > 1:
+            _require(
+                self.trunk.freeze_batchnorm,
+                "trunk.freeze_batchnorm",
+                f"true with trainer.devices={self.trainer.num_ranks}: BatchNorm would take its statistics from the"
+                " images of one rank, which no single process does; or trainer.devices=1",
+                self.trunk.freeze_batchnorm,
+            )
+            _require(
+                self.trainer.num_ranks <= self.batch_size,
+                "trainer.devices",
+                f"at most batch_size={self.batch_size}, so that every rank has an image",
+                self.trainer.num_ranks,
+            )
         # a rate or margin that is not finite would train for hours before it shows
         for path, value in leaves(dataclasses.asdict(self)):
             if isinstance(value, float) and not math.isfinite(value):

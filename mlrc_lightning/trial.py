@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from mlrc_lightning.assembly import TrialData, build_datamodule, build_logger, build_module, build_trainer
+from mlrc_lightning.assembly import TrialData, build_datamodule, build_logger, build_module, build_trainer, go_on_at
 from mlrc_lightning.callbacks import PRIMARY_METRIC, EpochLog, FoldCheckpoint, FoldProgress, remove_resume_state
 from mlrc_lightning.config import identity
+from mlrc_lightning.distributed import of_rank_zero, rank, wait_for_all
 from mlrc_lightning.environment import environment
 from mlrc_lightning.errors import RecordError
 from mlrc_lightning.evaluation import (
@@ -26,7 +27,8 @@ from mlrc_lightning.evaluation import (
     mean_accuracies,
     untrained_trunk_accuracies,
 )
-from mlrc_lightning.model_folder import file_digest, write_model_folder
+from mlrc_lightning.model_folder import file_digest, model_files, write_model_folder
+from mlrc_lightning.ranks import remove_ranks_folder, run_ranks
 from mlrc_lightning.records import (
     RECORD_FILE,
     SCHEMA_VERSION,
@@ -44,6 +46,7 @@ from mlrc_lightning.records import (
 from mlrc_lightning.schema import TrialSettings, leaves
 from mlrc_lightning.selection import UNTRAINED_EPOCH, Selection
 from mlrc_lightning.splits import FoldSplit
+from mlrc_lightning.stopping import StopSignals
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +72,15 @@ def run_trial(settings: TrialSettings, folder: Path) -> TrialRecord:
     Raises:
         MlrcError: Anything that a user can cure, before training where it can be known. A failure during training
             is written to `record.json` as well, beside the folds that were finished.
+        TrialStopped: A signal stopped it between two steps, and everything up to there is saved.
     """
+    with StopSignals() as stop:
+        record = _run_trial(settings, folder, stop)
+        stop.raise_if_late()
+        return record
+
+
+def _run_trial(settings: TrialSettings, folder: Path, stop: StopSignals) -> TrialRecord:
     with only_writer(folder):
         remove_leftovers(folder)
         _claim(folder, settings)
@@ -83,15 +94,16 @@ def run_trial(settings: TrialSettings, folder: Path) -> TrialRecord:
         failure: str | None = None
         data = TrialData(settings)
         try:
-            if settings.stage == UNTRAINED:
-                test = evaluate_without_training(
-                    settings, data, folder, _trunk_accuracies_of_other_runs(settings, folder)
-                )
+            if settings.trainer.num_ranks == 1:
+                test = run_folds(settings, data, folder, folds, stop)
             else:
-                for fold in settings.folds:
-                    folds.append(_run_fold(settings, data, fold, folder))
-            if settings.opens_test_classes and folds:
-                test = evaluate_on_test_classes(settings, data, folds, folder)
+                try:
+                    test_file = run_ranks(settings, folder, stop)
+                finally:
+                    finished = [_finished_fold(folder / f"fold_{fold}", settings) for fold in settings.folds]
+                    folds.extend(fold for fold in finished if fold is not None)
+                test = read_json(test_file, EvaluationResult) if settings.opens_test_classes else None
+                remove_ranks_folder(folder)
         except BaseException as error:  # an interrupt is a reason too
             failure = f"{type(error).__name__}: {error}"
             raise
@@ -121,6 +133,29 @@ def run_trial(settings: TrialSettings, folder: Path) -> TrialRecord:
         return record
 
 
+def run_folds(
+    settings: TrialSettings, data: TrialData, folder: Path, folds: list[FoldResult], stop: StopSignals
+) -> EvaluationResult | None:
+    """Does what a trial is made of: trains and validates its folds, then tests them. Every rank of a trial calls it.
+
+    Args:
+        settings: Of the trial.
+        data: Of the trial.
+        folder: Of the trial; rank 0 alone writes there.
+        folds: Takes the folds as they are finished.
+        stop: Ends a training between two of its steps.
+
+    Returns:
+        The test; None where the stage opens no test classes.
+    """
+    if settings.stage == UNTRAINED:
+        known = of_rank_zero(_trunk_accuracies_of_other_runs(settings, folder))
+        return evaluate_without_training(settings, data, folder, known)
+    for fold in settings.folds:
+        folds.append(_run_fold(settings, data, fold, folder, stop))
+    return evaluate_on_test_classes(settings, data, folds, folder) if settings.opens_test_classes else None
+
+
 def objective_values(record: TrialRecord) -> dict[str, list[float]]:
     """Returns what a search maximises: validation MAP@R, one value a fold; without training that of the test."""
     if not record.folds:
@@ -129,11 +164,13 @@ def objective_values(record: TrialRecord) -> dict[str, list[float]]:
     return {PRIMARY_METRIC: [fold.val[PRIMARY_METRIC] for fold in record.folds]}
 
 
-def _run_fold(settings: TrialSettings, data: TrialData, fold: int, folder: Path) -> FoldResult:
+def _run_fold(settings: TrialSettings, data: TrialData, fold: int, folder: Path, stop: StopSignals) -> FoldResult:
     """Trains one fold and selects its model by validation MAP@R; returns at once where it is finished."""
     fold_folder = folder / f"fold_{fold}"
     fold_folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(fold_folder)
+    is_writer = rank() == 0
+    if is_writer:
+        remove_leftovers(fold_folder)
     done = _finished_fold(fold_folder, settings)
     if done is not None:
         log.info("fold %d is finished already: val MAP@R %.4f", fold, done.val[PRIMARY_METRIC])
@@ -143,24 +180,32 @@ def _run_fold(settings: TrialSettings, data: TrialData, fold: int, folder: Path)
     module = build_module(settings, fold, len(split.classes("train")))
     datamodule = build_datamodule(settings, data, split)
     progress = FoldProgress(fold, settings.folds, schedule.max_epochs)
-    epoch_log = EpochLog(build_logger(settings, fold_folder / "logs"))
-    checkpoint = FoldCheckpoint(fold_folder, schedule.save_interval, Selection(schedule.patience), progress, epoch_log)
+    epoch_log = EpochLog(build_logger(settings, fold_folder / "logs") if is_writer else None)
+    checkpoint = FoldCheckpoint(
+        fold_folder, schedule.save_interval, Selection(schedule.patience), progress, epoch_log,
+        iterations_per_epoch=schedule.iterations_per_epoch,
+        save_every=settings.trainer.checkpoint_every_n_iterations,
+        stop=stop,
+    )  # fmt: skip
     try:
         if checkpoint.resume(module):
-            log.info("fold %d goes on after epoch %d", fold, checkpoint.first_epoch)
+            log.info(
+                "fold %d goes on after epoch %d and %d iterations",
+                fold, checkpoint.first_epoch, checkpoint.first_batch,
+            )  # fmt: skip
         elif settings.evaluation.check_untrained_accuracy is not False:
             evaluator = build_trainer(settings, fold_folder, enable_checkpointing=False)
             evaluator.validate(module, datamodule, verbose=False)
             checkpoint.untrained(module, time.monotonic() - began)
-        if not checkpoint.selection.should_stop(checkpoint.first_epoch):
-            datamodule.batches.first_epoch = checkpoint.first_epoch
+        if not checkpoint.is_over and checkpoint.first_epoch < schedule.max_epochs:
             trainer = build_trainer(
                 settings,
                 fold_folder,
-                max_epochs=schedule.max_epochs - checkpoint.first_epoch,
+                max_epochs=schedule.max_epochs,
                 check_val_every_n_epoch=schedule.save_interval,
                 callbacks=[checkpoint],
             )
+            go_on_at(trainer, datamodule, checkpoint.first_epoch, checkpoint.first_batch)
             trainer.fit(module, datamodule)
     finally:
         progress.close()
@@ -168,10 +213,15 @@ def _run_fold(settings: TrialSettings, data: TrialData, fold: int, folder: Path)
     selected_epoch = checkpoint.selection.selected_epoch
     assert selected_epoch is not None
     kept: dict[str, Path] = {}
+    wait_for_all()  # for rank 0, which writes the weights
     if settings.keeps_models:
-        kept = write_model_folder(fold_folder, checkpoint.weights, module.trunk, settings, fold, selected_epoch)
+        kept = model_files(fold_folder)
+        if is_writer:
+            write_model_folder(fold_folder, checkpoint.weights, module.trunk, settings, fold, selected_epoch)
     result = _fold_result(settings, data, split, checkpoint, kept, time.monotonic() - began)
-    write_json(fold_folder / _FOLD_FILE, result)
+    if is_writer:
+        write_json(fold_folder / _FOLD_FILE, result)
+    wait_for_all()  # until all have read the weights, and the next fold finds this one finished
     checkpoint.remove_resume_state()  # the last step: whatever is killed before it can be done again
     log.info(
         "fold %d: val MAP@R %.4f at epoch %d (%s, %.0f s)",
@@ -251,7 +301,8 @@ def _finished_fold(folder: Path, settings: TrialSettings) -> FoldResult | None:
     # a fold that a search finished without keeping its model is trained again where the model is to be tested
     if not has_models and settings.opens_test_classes:
         return None
-    remove_resume_state(folder, kept=[folder.parent / file for file in result.weights.values()])
+    if rank() == 0:
+        remove_resume_state(folder, kept=[folder.parent / file for file in result.weights.values()])
     return result
 
 

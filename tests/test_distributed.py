@@ -16,7 +16,19 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mlrc_lightning.config import register_resolvers
-from mlrc_lightning.distributed import gather_rows, own_part, part_sizes, rank
+from mlrc_lightning.distributed import (
+    gather_in_order,
+    gather_rows,
+    largest,
+    of_rank_zero,
+    own_blocks,
+    own_part,
+    part_of,
+    part_sizes,
+    rank,
+)
+from mlrc_lightning.models.trunk import Normalization, Trunk
+from mlrc_lightning.module import EmbeddingModule
 
 from .losses.cases import LOSSES, NUM_CLASSES, SETTINGS, case
 
@@ -25,8 +37,34 @@ WORLD_SIZES = (1, 2, 4)
 CLASSIFICATION = {"proxy_nca", "normalized_softmax", "cosface", "arcface", "soft_triple"}  # §1.4
 
 
+class TinyTrunk(Trunk):
+    """Images of 2 x 2 pixels to 16 features."""
+
+    def __init__(self):
+        super().__init__(Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)))
+        self.num_features = 16
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.Tanh())
+
+    def features(self, images):
+        return self.layers(images)
+
+
+class TrainingStep(nn.Module):
+    """The module's own training step, which is in float32, on this rank's images."""
+
+    def __init__(self, loss, setting):
+        super().__init__()
+        torch.manual_seed(0)
+        trunk, embedder = TinyTrunk(), nn.Linear(16, EMBEDDING_SIZE)
+        self.module = EmbeddingModule(trunk, embedder, case(loss, setting).objective(EMBEDDING_SIZE, torch.float32))
+
+    def forward(self, inputs, labels):
+        images = (128 + 40 * inputs).clamp(0, 255).byte().reshape(-1, 3, 2, 2)
+        return self.module.training_step((images[own_part(len(inputs))], labels), 0)
+
+
 class Step(nn.Module):
-    """Trunk, embedder, gathering and objective, as the module's training step has them."""
+    """Trunk, embedder, gathering and objective, as the module's training step has them, in any type."""
 
     def __init__(self, loss, setting, dtype):
         super().__init__()
@@ -54,7 +92,7 @@ def batch(loss, number, dtype):
 
 def measured(loss, setting):
     """(loss and gradients in float32, weights after some steps in float64), as plain lists by name."""
-    step = Step(loss, setting, torch.float32)
+    step = TrainingStep(loss, setting)
     wrapped = DistributedDataParallel(step) if dist.is_initialized() else step
     value = wrapped(*batch(loss, 0, torch.float32))
     value.backward()
@@ -73,12 +111,26 @@ def measured(loss, setting):
     return gradients, {name: p.flatten().tolist() for name, p in step.named_parameters()}
 
 
+def check_collectives():
+    """Seven blocks of two or, the last, one row on any number of ranks, each of a value of its own."""
+    everything = torch.arange(13 * 3).reshape(13, 3)
+    own = [torch.arange(13)[2 * number :][:2] for number in own_blocks(7)]
+    positions = torch.cat(own)
+    assert torch.equal(gather_in_order(everything[positions], positions), everything)
+    one = torch.arange(4)  # one block alone: whoever has none takes it as well
+    assert own_blocks(1) == [0]
+    assert torch.equal(gather_in_order(one, one), one)
+    assert of_rank_zero({"rank": rank()}) == {"rank": 0}
+    assert largest(rank()) == dist.get_world_size() - 1
+
+
 def main(number, world_size, port, folder):
     """One rank: measures every loss at every setting, and leaves what it found."""
     register_resolvers()
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     dist.init_process_group("gloo", rank=int(number), world_size=int(world_size))
+    check_collectives()
     found = {f"{loss} {setting}": measured(loss, setting) for loss in LOSSES for setting in SETTINGS}
     (Path(folder) / f"{rank()}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
@@ -139,7 +191,16 @@ def test_parts_are_consecutive_and_a_row_apart():
     assert part_sizes(32, 1) == [32]
 
 
+def test_every_row_has_one_rank():
+    for num_ranks in (1, 2, 3, 7):
+        parts = [part_of(30, number, num_ranks) for number in range(num_ranks)]
+        assert [row for part in parts for row in range(30)[part]] == list(range(30))
+
+
 def test_a_process_alone_gathers_nothing():
     rows = torch.randn(5, 3, requires_grad=True)
     assert gather_rows(rows, 5) is rows
     assert own_part(5) == slice(0, 5)
+    assert own_blocks(3) == [0, 1, 2]
+    assert gather_in_order(rows, torch.tensor([4, 3, 2, 1, 0])) is rows
+    assert (largest(7), of_rank_zero("mine")) == (7, "mine")

@@ -10,12 +10,22 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # within a layer, a module may import those named before it
 LAYERS = [
-    ["errors", "schema"],
-    ["splits", "selection", "reference", "search_spaces", "optima", "search_optimum", "environment", "records"],
+    ["errors", "schema", "stopping"],
+    [
+        "splits",
+        "selection",
+        "reference",
+        "search_spaces",
+        "optima",
+        "search_optimum",
+        "environment",
+        "records",
+        "ranks",
+    ],
     ["queries", "intervals", "results", "statistics", "tables", "figures"],
     ["torchvision_import", "distributed", "metrics", "datasets", "augment", "sampling", "models", "figure_inputs"],
     ["losses", "objective", "datamodule", "module", "callbacks", "model_folder"],
-    ["config", "composition", "recorded", "assembly", "evaluation", "trial", "evaluate", "reproduce"],
+    ["config", "composition", "recorded", "assembly", "evaluation", "trial", "rank", "evaluate", "reproduce"],
     ["command_line", "original_configs", "original", "prepare", "draw", "table", "study", "report", "submit"],
     ["__main__", "train"],
 ]
@@ -23,7 +33,7 @@ RANK = {name: number for number, name in enumerate(name for names in LAYERS for 
 # modules that stay importable without torch, Lightning or Ax
 LIGHT = ["errors", "schema", "splits", "selection", "records", "environment", "search_spaces", "optima", "tables.trial"]
 LIGHT += ["config", "command_line", "original_configs", "figures", "__main__", "search_optimum", "queries"]
-LIGHT += ["statistics", "intervals", "results", "composition", "table", "study", "submit"]
+LIGHT += ["stopping", "ranks", "statistics", "intervals", "results", "composition", "table", "study", "submit"]
 
 
 def imports_of(path):

@@ -166,9 +166,9 @@ def test_validation_images_query_each_other_and_no_training_image(settings, tmp_
     module = build_module(s, 1, len(split.train))
     datamodule = build_datamodule(s, data, split)
     build_trainer(s, tmp_path, enable_checkpointing=False).validate(module, datamodule, verbose=False)
-    assert module.val_metrics.num_queries == 6 * len(split.val)
-    labels = torch.cat([labels for _, labels in datamodule.val_dataloader()])
-    assert set(labels.tolist()) == set(split.val)
+    assert module.val_metrics.num_queries == len(split.val)
+    labels = torch.cat([labels for _, labels, _ in datamodule.val_dataloader()])
+    assert set(labels.tolist()) == set(split.classes("val"))
 
 
 def test_training_labels_are_positions_within_the_fold(settings):

@@ -77,9 +77,12 @@ def test_epochs_follow_each_other_and_can_start_anywhere():
     second = list(one)
     assert first + second == [one.batch(number) for number in range(10)]
     resumed, _ = sampler(batches=5)
-    resumed.first_epoch = 1
-    resumed.set_epoch(0)
+    resumed.start_at(1, 0)
     assert list(resumed) == second
+    resumed.start_at(1, 3)
+    assert list(resumed) == second[3:]
+    resumed.set_epoch(2)
+    assert list(resumed) == [one.batch(number) for number in range(10, 15)]
 
 
 @pytest.mark.parametrize(("num_classes", "m", "batch_size"), [(75, 4, 32), (75, 1, 32), (74, 4, 256), (8488, 4, 32)])

@@ -1,6 +1,7 @@
 """Runs one job through the launcher and says what came of it: measurements, or a reason."""
 
 import math
+import os
 import time
 import traceback
 from dataclasses import dataclass
@@ -61,8 +62,11 @@ def run_job(launcher: Launcher, job: Job, problem: Problem) -> JobResult:
         if returned is None:
             returned = launcher.launch([list(job.overrides)], initial_job_idx=job.number)[0]
         metrics = _read(returned, problem)
-    # SystemExit: a task that calls sys.exit in this process ends its trial, not the search
+    # SystemExit: a task that calls sys.exit in this process ends its trial, not the search; unless with EX_TEMPFAIL,
+    # by which a task that was asked to stop says that it goes on when it is started again
     except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code == os.EX_TEMPFAIL:
+            raise
         return _failure(error, time.monotonic() - begin)
     seconds = time.monotonic() - begin
     unusable = [name for name in problem.required_metrics if not metrics[name].is_finite]

@@ -1,0 +1,43 @@
+"""Losses for tests: one that draws from every global generator, and one by which a rank of several fails."""
+
+import os
+import random
+import signal
+import time
+
+import numpy as np
+import torch
+from torch import nn
+
+
+class Noisy(nn.Module):
+    """A loss with a parameter of its own, scaled by numbers of Python, numpy and torch."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, embeddings, labels, indices=None):
+        noise = random.random() + np.random.rand() + torch.rand(())
+        same = labels[:, None] == labels[None]
+        return (noise * self.scale * torch.where(same, 1.0, -1.0) * torch.cdist(embeddings, embeddings)).mean()
+
+
+class Failing(Noisy):
+    """Fails on rank 1 in its third call: raises, ends without a word, or is killed; `sleep`: is slow on all ranks."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.calls = how, 0
+
+    def forward(self, embeddings, labels, indices=None):
+        self.calls += 1
+        if self.how == "sleep":
+            time.sleep(1.0)
+        elif self.calls == 3 and os.environ["RANK"] == "1":
+            if self.how == "raise":
+                raise ValueError("the third call")
+            if self.how == "exit":
+                os._exit(3)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(embeddings, labels, indices)

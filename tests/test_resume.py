@@ -1,0 +1,248 @@
+"""A training stopped or killed at any step goes on as if nothing had been, to the last bit."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mlrc_lightning.callbacks import FoldCheckpoint
+from mlrc_lightning.errors import RecordError
+from mlrc_lightning.evaluation import evaluate_on_test_classes
+from mlrc_lightning.records import TrialRecord, read_json
+from mlrc_lightning.stopping import STOPPED, StopSignals, TrialStopped, exit_text
+from mlrc_lightning.trial import run_trial
+
+from .test_trial import without_times
+
+ROOT = Path(__file__).parents[1]
+ITERATIONS, EPOCHS, FOLDS = 5, 4, (0, 2)
+NUM_STEPS = ITERATIONS * EPOCHS * len(FOLDS)
+STOPS = sorted(random.Random(0).sample(range(NUM_STEPS), 30))
+OVERRIDES = [
+    f"schedule.iterations_per_epoch={ITERATIONS}", f"schedule.max_epochs={EPOCHS}", "schedule.save_interval=2",
+    f"fold={list(FOLDS)}", "evaluation.baselines=false", "trunk.model.width=8", "scheduler=warmup", "batch_size=8",
+    "gradient_clip.model=1.0", "embedder.embedding_size=8",
+]  # fmt: skip
+
+
+def noisy(settings, *overrides):
+    """A trial whose loss draws random numbers, with a schedule by iteration, validated every second epoch."""
+    s = settings(*OVERRIDES, *overrides)
+    return dataclasses.replace(s, loss=dataclasses.replace(s.loss, function={"_target_": "tests.noisy.Noisy"}))
+
+
+def seed_all(number):
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)
+
+
+def files_of(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.safetensors")}
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """Does something before iteration `step` of a trial, counted over its folds, once."""
+
+    def do(step, action):
+        original, steps = FoldCheckpoint.on_train_batch_start, []
+
+        def counted(self, trainer, pl_module, batch, batch_idx):
+            fold = FOLDS.index(int(self.folder.name.removeprefix("fold_")))
+            done = batch_idx + (self.first_batch if trainer.current_epoch == self.first_epoch else 0)
+            here = (fold * EPOCHS + trainer.current_epoch) * ITERATIONS + done
+            if here == step and not steps:
+                steps.append(here)
+                action()
+            original(self, trainer, pl_module, batch, batch_idx)
+
+        monkeypatch.setattr(FoldCheckpoint, "on_train_batch_start", counted)
+
+    return do
+
+
+def stopped_and_resumed(settings, tmp_path, at_step, step, *overrides):
+    """A trial that SIGTERM, SIGUSR1 or SIGUSR2 stops at a step, then run again; the weights, and the record."""
+    s, folder = noisy(settings, *overrides), tmp_path / f"stopped_{step}"
+    number = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)[step % 3]
+    at_step(step, lambda: os.kill(os.getpid(), number))
+    with pytest.raises(TrialStopped, match=signal.Signals(number).name) as stopped:
+        run_trial(s, folder)
+    assert stopped.value.code == STOPPED
+    record = read_json(folder / "record.json", TrialRecord)
+    assert record.status == "failed"
+    assert record.failure.startswith("TrialStopped: ")
+    assert [fold.fold for fold in record.folds] == list(FOLDS[: step // (ITERATIONS * EPOCHS)])
+    seed_all(99)
+    return without_times(run_trial(s, folder)), files_of(folder)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The trial that nothing stops; made by the first test that asks."""
+    return {}
+
+
+def uninterrupted(whole, settings, tmp_path):
+    if not whole:
+        folder = tmp_path / "whole"
+        whole["record"] = without_times(run_trial(noisy(settings), folder))
+        whole["files"] = files_of(folder)
+        assert len(whole["files"]) == 2 * len(FOLDS)
+    return whole["record"], whole["files"]
+
+
+@pytest.mark.parametrize(
+    "step", [pytest.param(s, marks=() if s in (STOPS[4], STOPS[17], STOPS[29]) else pytest.mark.slow) for s in STOPS]
+)
+def test_a_trial_stopped_at_any_step_ends_as_the_whole_one(settings, tmp_path, at_step, whole, step):
+    expected, files = uninterrupted(whole, settings, tmp_path)
+    record, found = stopped_and_resumed(settings, tmp_path, at_step, step)
+    assert record == expected
+    assert found == files
+
+
+def test_a_stop_loses_no_step(settings, tmp_path, at_step, monkeypatch):
+    steps = []
+    step = torch.optim.RMSprop.step
+    monkeypatch.setattr(torch.optim.RMSprop, "step", lambda self, *a, **k: (steps.append(1), step(self, *a, **k))[1])
+    stopped_and_resumed(settings, tmp_path, at_step, 13)
+    assert len(steps) == NUM_STEPS
+
+
+def test_other_random_numbers_would_be_seen(settings, tmp_path, at_step, whole, monkeypatch):
+    expected, _ = uninterrupted(whole, settings, tmp_path)
+    monkeypatch.setattr("mlrc_lightning.callbacks._set_random_states", lambda states: None)
+    assert stopped_and_resumed(settings, tmp_path, at_step, 13)[0] != expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [2, 18, 31])
+def test_a_trial_killed_between_two_checkpoints_ends_as_the_whole_one(settings, tmp_path, whole, step):
+    expected, files = uninterrupted(whole, settings, tmp_path)
+    s, folder = noisy(settings, "trainer.checkpoint_every_n_iterations=3"), tmp_path / "killed"
+    child = os.fork()
+    if child == 0:  # a process of its own that kills itself, as the kernel would
+        calls = []
+        original = FoldCheckpoint.on_train_batch_start
+
+        def counted(self, *arguments):
+            calls.append(1)
+            if len(calls) == step + 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            original(self, *arguments)
+
+        FoldCheckpoint.on_train_batch_start = counted
+        try:
+            run_trial(s, folder)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    states = list(folder.glob("fold_*/latest.pt"))
+    within = step % (ITERATIONS * EPOCHS)
+    assert len(states) == (within > 3), "there was no checkpoint in the midst of an epoch"
+    if states:
+        epoch, batch = torch.load(states[0], weights_only=True)["position"]
+        assert 0 < within - (epoch * ITERATIONS + batch) <= 3
+    seed_all(99)
+    record = without_times(run_trial(s, folder))
+    record["settings"]["trainer"]["checkpoint_every_n_iterations"] = None
+    assert record == expected
+    assert files_of(folder) == files
+
+
+def test_the_handler_that_was_there_before_is_called_once_all_is_saved(settings, tmp_path, at_step):
+    seen = []
+
+    def requeue(signum, frame):
+        seen.append((signum, (tmp_path / "run" / "fold_0" / "latest.pt").exists(), (tmp_path / "run/.lock").exists()))
+        sys.exit(-1)
+
+    before = signal.signal(signal.SIGUSR2, requeue)
+    try:
+        at_step(4, lambda: os.kill(os.getpid(), signal.SIGUSR2))
+        with pytest.raises(SystemExit) as ended:
+            run_trial(noisy(settings), tmp_path / "run")
+        assert ended.value.code == -1, "submitit's own way to end a job that it requeued"
+        assert signal.getsignal(signal.SIGUSR2) is requeue
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert seen == [(signal.SIGUSR2, True, False)]
+
+
+def test_a_signal_after_the_last_step_ends_the_process_after_the_trial(settings, tmp_path, monkeypatch):
+    def late(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate_on_test_classes(*arguments)
+
+    monkeypatch.setattr("mlrc_lightning.trial.evaluate_on_test_classes", late)
+    with pytest.raises(TrialStopped, match="the end of a trial"):
+        run_trial(noisy(settings), tmp_path / "run")
+    assert read_json(tmp_path / "run" / "record.json", TrialRecord).status == "complete"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_signals_are_left_alone_outside_the_main_thread():
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def enter():
+        with StopSignals() as stop:
+            seen.append((signal.getsignal(signal.SIGTERM), stop.received))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [(before, 0)]
+
+
+def test_a_state_without_its_parts_is_refused(settings, tmp_path, at_step):
+    at_step(7, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(TrialStopped):
+        run_trial(noisy(settings), tmp_path / "run")
+    path = tmp_path / "run" / "fold_0" / "latest.pt"
+    state = torch.load(path, weights_only=True)
+    del state["random"]
+    torch.save(state, path)
+    with pytest.raises(RecordError, match=r"expected the state of this fold \('random'\)"):
+        run_trial(noisy(settings), tmp_path / "run")
+
+
+def test_an_exit_status_is_told_in_words():
+    assert exit_text(3) == "exit 3"
+    assert exit_text(-9) == "killed by SIGKILL"
+    assert exit_text(-200) == "killed by signal 200"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("multirun", [False, True], ids=["trial", "search"])
+def test_the_command_line_ends_with_its_own_exit_code_and_goes_on(tmp_path, multirun):
+    command = [
+        sys.executable, str(ROOT / "train.py"), *(["-m", "max_trials=2"] if multirun else []), "experiment=smoke",
+        "trainer=cpu", "fold=0", "loss=triplet", "evaluation.baselines=false", "schedule.max_epochs=20",
+        f"output_root={tmp_path / 'out'}", f"data_root={tmp_path / 'data'}",
+    ]  # fmt: skip
+    messages = tmp_path / "messages.txt"
+    with messages.open("w") as file:
+        running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, cwd=ROOT)
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.rglob("latest.pt")) and time.monotonic() < deadline:
+        assert running.poll() is None, messages.read_text()[-3000:]
+        time.sleep(0.05)
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(timeout=120) == STOPPED
+    assert "The same command goes on from there" in messages.read_text()
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    records = [json.loads(path.read_text()) for path in tmp_path.rglob("record.json")]
+    assert [record["status"] for record in records] == ["complete"] * (2 if multirun else 1)
