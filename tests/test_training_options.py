@@ -88,7 +88,8 @@ def test_schedulers_by_iteration_and_epoch_set_the_rates_worked_by_hand(settings
     run_trial(
         settings(
             *QUICK, "logger=csv", "fold=0", "schedule.max_epochs=4", "schedule.iterations_per_epoch=3",
-            "scheduler=step", "scheduler.model.step_size=2", "scheduler.model.gamma=0.5", "optimizer.lr=0.001",
+            "scheduler.model={_target_: torch.optim.lr_scheduler.StepLR, interval: epoch, step_size: 2, gamma: 0.5}",
+            "optimizer.lr=0.001",
             "scheduler.loss={_target_: torch.optim.lr_scheduler.ExponentialLR, interval: iteration, gamma: 0.9}",
             "loss.optimizer.lr=0.01",
         ),
