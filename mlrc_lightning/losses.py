@@ -1,15 +1,45 @@
-"""Losses of pytorch-metric-learning whose arguments had another meaning when the paper's searches were run."""
+"""Losses of pytorch-metric-learning that would not do as they are: another meaning of arguments, gradients of NaN."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import mlrc_lightning.torchvision_import  # noqa: F401
 
 import torch
 from pytorch_metric_learning import losses
+from pytorch_metric_learning.utils import loss_and_miner_utils
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import log_softmax, normalize
 
 from mlrc_lightning.errors import ConfigError
+
+
+class ProxyNCALoss(losses.ProxyNCALoss):  # type: ignore[misc]
+    """ProxyNCA by log-softmax, finite over the whole searched range of `softmax_scale`.
+
+    The library takes the logarithm of a softmax. From a scale of 22 on a probability may be subnormal in float32, which
+    gives a gradient of NaN, or 0, which leaves the image out of the mean: most of the range up to 100 that the paper
+    searched diverges within a few hundred iterations. The formula is the same, and so are value and gradient elsewhere.
+
+    Source: Movshovitz-Attias et al., ICCV 2017; PROTOCOL.md section 2.4.
+    """
+
+    def nca_computation(
+        self,
+        query: Tensor,
+        reference: Tensor,
+        query_labels: Tensor,
+        reference_labels: Tensor,
+        indices_tuple: Any,
+    ) -> dict[str, Any]:
+        """Returns -log softmax of -scale x squared distance to the own proxy; (B, E), (C, E), (B,), (C,) → (B,)."""
+        weights = loss_and_miner_utils.convert_to_weights(indices_tuple, query_labels, dtype=query.dtype)
+        log_probabilities = log_softmax(-self.softmax_scale * self.distance(query, reference), dim=1)
+        is_other = query_labels.unsqueeze(1) != reference_labels.unsqueeze(0)
+        own = log_probabilities.masked_fill(is_other, -torch.inf).logsumexp(dim=1)
+        indices = torch.arange(len(query), device=query.device)
+        return {"loss": {"losses": -own * weights, "indices": indices, "reduction_type": "element"}}
 
 
 class SoftTripleLoss(losses.SoftTripleLoss):  # type: ignore[misc]

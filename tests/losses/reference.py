@@ -90,15 +90,13 @@ def ntxent(x, labels, *, temperature, number=torch.float64, floor=None):
     return torch.stack(terms).mean()
 
 
-def proxy_nca(x, labels, *, softmax_scale, proxies, number=torch.float64):
-    """-log softmax of -scale x squared distance; a sample whose probability is 0 in the number type is left out."""
+def proxy_nca(x, labels, *, softmax_scale, proxies, number=None):
+    """-log softmax of -scale x squared distance."""
     p = unit(proxies, 1)
     terms = []
     for row, y in zip(x, labels, strict=True):
         logits = -softmax_scale * (row - p).square().sum(1)
-        log_p = logits[y] - torch.logsumexp(logits, 0)
-        if log_p > math.log(torch.finfo(number).tiny) + math.log(torch.finfo(number).eps / 2):
-            terms.append(-log_p)
+        terms.append(torch.logsumexp(logits, 0) - logits[y])
     return torch.stack(terms).mean()
 
 

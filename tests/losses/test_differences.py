@@ -15,7 +15,7 @@ from pytorch_metric_learning.regularizers import SparseCentersRegularizer, ZeroM
 from torch.nn.functional import normalize
 
 from mlrc_lightning.errors import ConfigError
-from mlrc_lightning.losses import MeanCenterDistance, SoftTripleLoss
+from mlrc_lightning.losses import MeanCenterDistance, ProxyNCALoss, SoftTripleLoss
 
 from . import reference
 from .cases import BATCHES, NUM_CLASSES, SETTINGS, batch, case, composed
@@ -166,20 +166,23 @@ def test_an_embedding_on_its_class_weight_has_no_arcface_gradient():
     assert gradient.isfinite().all()
 
 
-def test_proxy_nca_has_no_gradient_where_a_probability_is_below_float32():
-    """No difference, but in the searched range: from a scale of 22 on, exp(-scale x distance) may be subnormal or 0."""
-    loss = losses.ProxyNCALoss(2, 2, softmax_scale=1.0)
-    loss.proxies.data = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+def test_proxy_nca_is_finite_where_the_library_s_probability_is_below_float32():
+    """From a scale of 22 on, in the searched range, exp(-scale x distance) may be subnormal or 0."""
+    of_the_library, ours = losses.ProxyNCALoss(2, 2), ProxyNCALoss(2, 2)
     x, labels = torch.tensor([[-1.0, 0.0], [0.6, 0.8]]), torch.tensor([0, 0])
-    outcomes = {}
-    for scale in (20.0, 23.0, 30.0):  # p of the first image: 2e-35, 1e-40, 8e-53
-        loss.softmax_scale = scale
-        outcomes[scale] = value_and_gradient(lambda e: loss(e, labels), x)
-    assert float(outcomes[20.0][0]) == pytest.approx(40.0, rel=1e-6)  # the mean of 80 and 0
-    assert outcomes[20.0][1].isfinite().all()
-    assert outcomes[23.0][1].isnan().any()
-    assert float(outcomes[30.0][0]) < 1e-6  # the image is left out of the mean
-    assert torch.equal(outcomes[30.0][1][0], torch.zeros(2))
+    found = {}
+    for loss in (of_the_library, ours):
+        loss.proxies.data = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+        for scale in (20.0, 23.0, 30.0, 100.0):  # p of the first image: 2e-35, 1e-40, 8e-53, 2e-174
+            loss.softmax_scale = scale
+            found[loss, scale] = value_and_gradient(lambda e: loss(e, labels), x)  # noqa: B023
+    for scale in (20.0, 23.0, 30.0, 100.0):  # the mean of 4 x scale and nearly 0
+        assert float(found[ours, scale][0]) == pytest.approx(2 * scale, rel=1e-6)
+        assert found[ours, scale][1].isfinite().all()
+    torch.testing.assert_close(found[ours, 20.0][1], found[of_the_library, 20.0][1])
+    assert found[of_the_library, 23.0][1].isnan().any()
+    assert float(found[of_the_library, 30.0][0]) < 1e-6  # the image is left out of the mean
+    assert torch.equal(found[of_the_library, 30.0][1][0], torch.zeros(2))
 
 
 @pytest.mark.parametrize("loss", ["margin", "margin_per_class"])
