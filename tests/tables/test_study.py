@@ -213,7 +213,8 @@ def test_a_table_needs_no_torch_and_little_time(tmp_path):
 
 def test_make_n_shows_the_commands_and_runs_none(tmp_path):
     # a make inside a make also says which folder it enters and leaves
-    command = ["make", "-n", "--no-print-directory", "table-cub200", "LOSSES=arcface contrastive", "HYPERPARAMETERS=paper", "RUNS=3"]
+    command = ["make", "-n", "--no-print-directory", "table-cub200", "LOSSES=arcface contrastive"]
+    command += ["HYPERPARAMETERS=paper", "RUNS=3"]
     command += [f"VENV={tmp_path / 'venv'}", f"BIN={Path(sys.executable).parent}"]
     for mark in (".installed",):
         (tmp_path / "venv").mkdir()
