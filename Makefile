@@ -5,7 +5,8 @@ BIN    := $(VENV)/bin
 # A folder of local wheels wins; otherwise uv picks the torch build for this machine's GPU, or none.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 TORCH_BACKEND ?= $(if $(strip $(UV_FIND_LINKS)),,auto)
-UV_PIP  = $(BIN)/uv pip install -q --python $(BIN)/python $(if $(TORCH_BACKEND),--torch-backend=$(TORCH_BACKEND)) -c constraints.txt
+# Compiled once here: where PYTHONDONTWRITEBYTECODE is set, every process else compiles torch and Lightning for itself.
+UV_PIP  = $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python $(if $(TORCH_BACKEND),--torch-backend=$(TORCH_BACKEND)) -c constraints.txt
 # Overrides of `make train`, for example ARGS="loss=triplet dataset=omniglot"
 ARGS ?=
 
