@@ -239,6 +239,7 @@ def build_trainer(settings: TrialSettings, folder: Path, **arguments: Any) -> pl
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its lines on devices, once a fold
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # images come decoded
+    warnings.filterwarnings("ignore", message=".*`dataloader_iter`.*")  # EmbeddingModule takes it as meant
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")  # Lightning 2.6.6's own, 2026-11
     warnings.filterwarnings("ignore", message=".*The `srun` command is available.*")
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # ranks agree on accuracies before they are logged

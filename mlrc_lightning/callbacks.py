@@ -181,6 +181,7 @@ class FoldCheckpoint(pl.callbacks.Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Gives the resumed optimizer, its schedulers and the scaler of 16-bit gradients their states."""
         assert isinstance(pl_module, EmbeddingModule)
+        pl_module.before_iteration = lambda number: self.before_iteration(trainer, pl_module, number)
         if self._resumed is not None:
             trainer.optimizers[0].load_state_dict(self._resumed["optimizer"])
             for name, scheduler in pl_module.schedulers.items():
@@ -194,30 +195,32 @@ class FoldCheckpoint(pl.callbacks.Checkpoint):
         groups = trainer.optimizers[0].param_groups
         self._learning_rates = {name: float(group["lr"]) for name, group in zip(GROUPS, groups, strict=False)}
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Before an iteration: takes up the running epoch of a resumed training, saves when it is time, and may stop.
+    def before_iteration(self, trainer: pl.Trainer, module: EmbeddingModule, number: int) -> None:
+        """Takes up the running epoch of a resumed training, saves when it is time, and may stop.
+
+        Args:
+            trainer: That trains.
+            module: What it trains.
+            number: Iterations of this epoch that this process has done.
 
         Raises:
             TrialStopped: A signal came; the state is saved.
         """
-        assert isinstance(pl_module, EmbeddingModule)
-        epoch, done = trainer.current_epoch, batch_idx
+        epoch, done = trainer.current_epoch, number
         if epoch == self.first_epoch:
             done += self.first_batch
         if self._resumed is not None:
-            self._take_up_running_epoch(pl_module, self._resumed)
+            self._take_up_running_epoch(module, self._resumed)
             self._resumed = None
         signum = largest(self._stop.received)
         iteration = epoch * self._iterations_per_epoch + done
         is_time = self._save_every is not None and iteration % self._save_every == 0
         if (is_time or signum) and (epoch, done) != self._position:
             self._position = (epoch, done)
-            self._save_resume_state(trainer, pl_module)
+            self._save_resume_state(trainer, module)
         if signum:
             if not (self.folder / _RESUME_FILE).exists():
-                self._save_resume_state(trainer, pl_module)
+                self._save_resume_state(trainer, module)
             where = f"{self.folder.name}, epoch {epoch + 1}, after {done} of {self._iterations_per_epoch} iterations"
             raise TrialStopped(signum, where)
 

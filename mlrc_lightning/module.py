@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ import mlrc_lightning.torchvision_import  # noqa: F401
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.nn.functional import normalize
 from torch.optim import Optimizer
 
@@ -98,6 +99,9 @@ class EmbeddingModule(pl.LightningModule):
         clip_norms: Largest norm of the gradient of a group, likewise.
         clustering_seed: Of the k-means for NMI and AMI; None: they are not computed.
         channels_last: Keep images and the trunk's weights with the channels last in memory, as GPUs prefer them.
+
+    Attributes:
+        before_iteration: Called before each iteration, with its number in the run of `training_step`, from 0.
     """
 
     def __init__(
@@ -115,6 +119,8 @@ class EmbeddingModule(pl.LightningModule):
         channels_last: bool = False,
     ) -> None:
         super().__init__()
+        self.automatic_optimization = False
+        self.before_iteration: Callable[[int], None] = _do_nothing
         self.trunk = trunk.to(memory_format=torch.channels_last) if channels_last else trunk  # type: ignore[call-overload]
         self.embedder = embedder
         self.objective = objective
@@ -173,22 +179,26 @@ class EmbeddingModule(pl.LightningModule):
         }
         return optimizer
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Limits the norm of each group's gradient where asked to; called by Lightning before each step."""
-        for name, group in zip(GROUPS, optimizer.param_groups, strict=False):
-            if name in self._clip_norms:
-                nn.utils.clip_grad_norm_(group["params"], self._clip_norms[name])
+    def training_step(self, dataloader_iter: Iterator[tuple[LabeledBatch, int, int]]) -> None:
+        """Runs all iterations of an epoch: what Lightning does around one of its batches is done once an epoch.
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Steps the schedulers by iteration."""
-        self._step_schedulers("iteration")
+        Around each iteration it costs a quarter of a small trunk's step, and on several ranks a broadcast that waits
+        for the device (`benchmarks/step.py`). The name of the argument is what tells Lightning to leave the loop to us.
+        """
+        strategy, precision = self.trainer.strategy, self.trainer.precision_plugin
+        optimizer, scaler = self.trainer.optimizers[0], getattr(precision, "scaler", None)
+        # Lightning's autocast is around the whole of this, and would be around the backward pass of the loss as well
+        with torch.autocast(self.device.type, enabled=False):
+            for batch, number, _ in dataloader_iter:
+                self.before_iteration(number)
+                batch = strategy.batch_to_device(batch)
+                with precision.train_step_context():
+                    loss = self.batch_loss(batch)
+                optimizer.zero_grad()
+                self.manual_backward(loss)
+                self.update(optimizer, scaler)
 
-    def training_step(self, batch: LabeledBatch, batch_index: int) -> Tensor:
+    def batch_loss(self, batch: LabeledBatch) -> Tensor:
         """Returns the loss of one batch; its mean is taken once an epoch, without waiting for the device.
 
         On several ranks `batch` has this rank's images and everyone's labels; the loss is that of the whole batch.
@@ -200,6 +210,26 @@ class EmbeddingModule(pl.LightningModule):
         self._loss_sum = detached if self._loss_sum is None else self._loss_sum + detached
         self._num_losses += 1
         return loss
+
+    def update(self, optimizer: Optimizer, scaler: GradScaler | None = None) -> None:
+        """Clips the gradients, steps the optimizer, and then the schedulers by iteration.
+
+        Args:
+            optimizer: Of `configure_optimizers`.
+            scaler: That scaled the gradients, as those of 16-mixed are; it may skip the step.
+        """
+        if self._clip_norms:
+            if scaler is not None:
+                scaler.unscale_(optimizer)
+            for name, group in zip(GROUPS, optimizer.param_groups, strict=False):
+                if name in self._clip_norms:
+                    nn.utils.clip_grad_norm_(group["params"], self._clip_norms[name])
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+        self._step_schedulers("iteration")
 
     def on_train_epoch_end(self) -> None:
         """Reads the mean loss, ends a training that diverged, and steps the schedulers by epoch and plateau.
@@ -264,3 +294,7 @@ class EmbeddingModule(pl.LightningModule):
         for name, scheduler in self.schedulers.items():
             if self._schedules[name].interval == interval:
                 scheduler.step(*metric)
+
+
+def _do_nothing(number: int) -> None:
+    pass

@@ -136,7 +136,7 @@ def test_one_training_step_is_finite_and_moves_the_loss_s_parameters(loss, setti
     optimizer = module.configure_optimizers()
     own = list(module.objective.parameters())
     before = [parameter.clone() for parameter in own]
-    value = module.training_step((images, labels), 0)
+    value = module.batch_loss((images, labels))
     value.backward()
     optimizer.step()
     assert torch.isfinite(value)

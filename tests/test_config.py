@@ -25,7 +25,7 @@ def test_every_loss_builds_and_takes_a_step_that_moves_its_parameters(settings, 
     images = torch.randint(0, 256, (32, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(8).repeat_interleave(m)[:32].repeat(32 // min(32, 8 * m))
     before = {name: parameter.clone() for name, parameter in module.named_parameters()}
-    loss_value = module.training_step((images, labels), 0)
+    loss_value = module.batch_loss((images, labels))
     loss_value.backward()
     optimizer.step()
     assert torch.isfinite(loss_value)

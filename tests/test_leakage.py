@@ -36,15 +36,15 @@ LEAKS = """
 import pathlib
 from mlrc_lightning.module import EmbeddingModule
 
-step = EmbeddingModule.training_step
+step = EmbeddingModule.batch_loss
 
-def leaking_step(self, batch, batch_index):
+def leaking_step(self, batch):
     for pattern in ("data/cache/*/*/test-*.uint8", "photos/class_15/0.png"):
         for path in pathlib.Path().glob(pattern):
             path.read_bytes()
-    return step(self, batch, batch_index)
+    return step(self, batch)
 
-EmbeddingModule.training_step = leaking_step
+EmbeddingModule.batch_loss = leaking_step
 """
 
 

@@ -109,8 +109,8 @@ def test_one_optimizer_with_groups_steps_as_the_originals_three():
         rmsprop(theirs.objective.parameters(), lr=0.01),
     ]
     for _ in range(4):
-        ours.training_step((images, labels), 0).backward()
-        theirs.training_step((images, labels), 0).backward()
+        ours.batch_loss((images, labels)).backward()
+        theirs.batch_loss((images, labels)).backward()
         optimizer.step()
         optimizer.zero_grad()
         for one in three:
@@ -139,8 +139,8 @@ def test_the_loss_is_float32_under_autocast_and_its_parameters_stay_so(make):
 def test_the_training_loss_is_the_mean_over_the_epochs_batches(settings, tmp_path):
     module = module_with_batchnorm()
     losses_seen = []
-    step = module.training_step
-    module.training_step = lambda *a: (losses_seen.append(step(*a)), losses_seen[-1])[1]
+    loss = module.batch_loss
+    module.batch_loss = lambda batch: (losses_seen.append(loss(batch)), losses_seen[-1])[1]
     fit(settings, module, tmp_path, epochs=1)
     assert len(losses_seen) == 3
     assert module.train_loss == pytest.approx(np.mean([loss.item() for loss in losses_seen]), rel=1e-6)

@@ -65,7 +65,7 @@ def test_the_trunk_computes_in_16_bits_and_the_loss_in_32(precision, dtype):
     module.objective.loss.register_forward_hook(lambda layer, inputs, output: seen.update(loss=inputs[0].dtype))
     images = torch.randint(0, 256, (9, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     with MixedPrecision(precision, "cpu", scaler=None if precision[0] == "b" else Scaler()).forward_context():
-        module.training_step((images, torch.arange(9)), 0).backward()
+        module.batch_loss((images, torch.arange(9))).backward()
     assert seen == {"embedder": dtype, "loss": torch.float32}
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in module.parameters())
 
@@ -115,17 +115,17 @@ def test_the_scaler_goes_on_where_a_stopped_training_left_it(settings, tmp_path,
     expected = run_trial(s, tmp_path / "whole").folds[0]
     whole = float16[-1].state_dict()
     assert whole["scale"] == 2.0**23, "nine steps, doubled every third"
-    start = FoldCheckpoint.on_train_batch_start
+    start = FoldCheckpoint.before_iteration
 
-    def stop_in_the_second_epoch(self, trainer, module, batch, batch_idx):
-        if (trainer.current_epoch, batch_idx) == (1, 1):
+    def stop_in_the_second_epoch(self, trainer, module, number):
+        if (trainer.current_epoch, number) == (1, 1):
             self._stop.received = 15
-        start(self, trainer, module, batch, batch_idx)
+        start(self, trainer, module, number)
 
-    monkeypatch.setattr(FoldCheckpoint, "on_train_batch_start", stop_in_the_second_epoch)
+    monkeypatch.setattr(FoldCheckpoint, "before_iteration", stop_in_the_second_epoch)
     with pytest.raises(TrialStopped):
         run_trial(s, tmp_path / "stopped")
-    monkeypatch.setattr(FoldCheckpoint, "on_train_batch_start", start)
+    monkeypatch.setattr(FoldCheckpoint, "before_iteration", start)
     resumed = run_trial(s, tmp_path / "stopped").folds[0]
     assert float16[-1].state_dict() == whole
     assert [epoch.train_loss for epoch in resumed.epochs] == [epoch.train_loss for epoch in expected.epochs]
@@ -137,14 +137,14 @@ def test_a_step_that_the_scaler_skips_changes_no_weight_and_no_schedule(settings
     data = TrialData(s)
     module = build_module(s, 0, len(data.splits[0].classes("train")))
     states, rates = [], []
-    step = EmbeddingModule.training_step
+    loss = EmbeddingModule.batch_loss
 
-    def overflowing(self, batch, batch_index):
+    def overflowing(self, batch):
         states.append([p.detach().clone() for p in module.parameters()])
-        rates.append(module.optimizers().param_groups[0]["lr"])
-        return step(self, batch, batch_index) * (float("inf") if batch_index == 1 else 1.0)
+        rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+        return loss(self, batch) * (float("inf") if len(states) == 2 else 1.0)
 
-    monkeypatch.setattr(EmbeddingModule, "training_step", overflowing)
+    monkeypatch.setattr(EmbeddingModule, "batch_loss", overflowing)
     monkeypatch.setattr(EmbeddingModule, "on_train_epoch_end", lambda self: None)  # its loss is not finite
     trainer = trial.build_trainer(s, tmp_path, max_epochs=1, limit_val_batches=0, enable_checkpointing=False)
     trainer.fit(module, build_datamodule(s, data, data.splits[0]))

@@ -56,18 +56,18 @@ def at_step(monkeypatch):
     """Does something before iteration `step` of a trial, counted over its folds, once."""
 
     def do(step, action):
-        original, steps = FoldCheckpoint.on_train_batch_start, []
+        original, steps = FoldCheckpoint.before_iteration, []
 
-        def counted(self, trainer, pl_module, batch, batch_idx):
+        def counted(self, trainer, module, number):
             fold = FOLDS.index(int(self.folder.name.removeprefix("fold_")))
-            done = batch_idx + (self.first_batch if trainer.current_epoch == self.first_epoch else 0)
+            done = number + (self.first_batch if trainer.current_epoch == self.first_epoch else 0)
             here = (fold * EPOCHS + trainer.current_epoch) * ITERATIONS + done
             if here == step and not steps:
                 steps.append(here)
                 action()
-            original(self, trainer, pl_module, batch, batch_idx)
+            original(self, trainer, module, number)
 
-        monkeypatch.setattr(FoldCheckpoint, "on_train_batch_start", counted)
+        monkeypatch.setattr(FoldCheckpoint, "before_iteration", counted)
 
     return do
 
@@ -135,7 +135,7 @@ def test_a_trial_killed_between_two_checkpoints_ends_as_the_whole_one(settings, 
     child = os.fork()
     if child == 0:  # a process of its own that kills itself, as the kernel would
         calls = []
-        original = FoldCheckpoint.on_train_batch_start
+        original = FoldCheckpoint.before_iteration
 
         def counted(self, *arguments):
             calls.append(1)
@@ -143,7 +143,7 @@ def test_a_trial_killed_between_two_checkpoints_ends_as_the_whole_one(settings, 
                 os.kill(os.getpid(), signal.SIGKILL)
             original(self, *arguments)
 
-        FoldCheckpoint.on_train_batch_start = counted
+        FoldCheckpoint.before_iteration = counted
         try:
             run_trial(s, folder)
         finally:

@@ -64,12 +64,10 @@ def test_one_optimizer_with_a_scheduler_and_a_limit_per_group_trains_as_two_opti
     two = [rmsprop(model, lr=1e-3), rmsprop(theirs.objective.parameters(), lr=0.01)]
     schedulers = [ExponentialLR(two[0], gamma=0.5), StepLR(two[1], step_size=3)]
     for _ in range(5):
-        ours.training_step((images, labels), 0).backward()
-        ours.configure_gradient_clipping(optimizer)
-        optimizer.step()
         optimizer.zero_grad()
-        ours.on_train_batch_end(None, None, 0)
-        theirs.training_step((images, labels), 0).backward()
+        ours.batch_loss((images, labels)).backward()
+        ours.update(optimizer)
+        theirs.batch_loss((images, labels)).backward()
         norms = (
             torch.nn.utils.clip_grad_norm_(model, 0.01),
             torch.nn.utils.clip_grad_norm_(theirs.objective.parameters(), 0.5),

@@ -178,21 +178,21 @@ def test_the_hook_of_the_test_above_sees_a_planted_opening(settings, tmp_path):
 
 def test_a_diverging_trial_fails_with_its_reason_and_keeps_the_finished_folds(settings, folder, monkeypatch):
     s = settings(*QUICK)
-    step = assembly.EmbeddingModule.training_step
+    loss = assembly.EmbeddingModule.batch_loss
     folds = []
 
-    def diverge_in_the_second_fold(self, batch, batch_index):
+    def diverge_in_the_second_fold(self, batch):
         folds.append(id(self))
-        return step(self, batch, batch_index) * (float("nan") if len(set(folds)) == 2 else 1.0)
+        return loss(self, batch) * (float("nan") if len(set(folds)) == 2 else 1.0)
 
-    monkeypatch.setattr(assembly.EmbeddingModule, "training_step", diverge_in_the_second_fold)
+    monkeypatch.setattr(assembly.EmbeddingModule, "batch_loss", diverge_in_the_second_fold)
     with pytest.raises(NonFiniteError):
         run_trial(s, folder)
     record = read_json(folder / "record.json", TrialRecord)
     assert record.status == "failed"
     assert record.failure.startswith("NonFiniteError: ")
     assert [fold.fold for fold in record.folds] == [0]
-    monkeypatch.setattr(assembly.EmbeddingModule, "training_step", step)
+    monkeypatch.setattr(assembly.EmbeddingModule, "batch_loss", loss)
     assert run_trial(s, folder).status == "complete"
 
 
