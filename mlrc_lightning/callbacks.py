@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import multiprocessing
 import random
 import sys
 import time
@@ -360,7 +361,8 @@ class FoldProgress:
     def __init__(self, fold: int, folds: Sequence[int], max_epochs: int) -> None:
         self._name = f"fold {fold} ({folds.index(fold) + 1} of {len(folds)})"
         self._max_epochs = max_epochs
-        has_bar = sys.stderr.isatty() and rank() == 0
+        is_alone = multiprocessing.parent_process() is None  # else bars of folds overwrite each other
+        has_bar = sys.stderr.isatty() and rank() == 0 and is_alone
         self._bar = tqdm(total=max_epochs, desc=self._name, unit="epoch", leave=False) if has_bar else None
         self._trained: list[float] = []
 

@@ -8,6 +8,7 @@ MlrcError                  one message: what was expected, what was found, what 
 ├── DownloadError          a file that no mirror gives, or that is not the one expected
 ├── WeightsError           a checkpoint or pretrained file that is missing or does not fit
 ├── NonFiniteError         NaN or infinity in a loss, a weight or an embedding
+├── FoldError              the process of a fold died, or raised what is none of these
 ├── RankError              a process of several that share one trial died, or raised what is none of these
 └── RecordError            a result file that is damaged or of another run
 """
@@ -50,6 +51,12 @@ class WeightsError(MlrcError):
 
 class NonFiniteError(MlrcError):
     """A loss, a weight or an embedding is NaN or infinite: this trial failed, another may not."""
+
+    is_usage_error = False
+
+
+class FoldError(MlrcError):
+    """The process that trains a fold died or raised: this trial failed, another may not."""
 
     is_usage_error = False
 

@@ -42,7 +42,7 @@ def recorded_settings(
             )
     # newer than some records
     values = {"run": record.run, "root_seed": record.root_seed or record.seed, **record.settings}
-    newer = {"channels_last": False, "compile": False, "checkpoint_every_n_iterations": None}
+    newer = {"channels_last": False, "compile": False, "checkpoint_every_n_iterations": None, "parallel_folds": 1}
     values["trainer"] = {**newer, **values["trainer"]}
     if data_root is not None:
         values["data_root"] = data_root

@@ -239,6 +239,7 @@ class TrainerSettings:
         channels_last: Order of the trunk's weights and images in memory.
         compile: Whether the trunk goes through torch.compile.
         checkpoint_every_n_iterations: How often the state of a training is saved between validations; None: never.
+        parallel_folds: How many folds of a trial are trained at once, each in a process of its own.
     """
 
     accelerator: str
@@ -250,6 +251,7 @@ class TrainerSettings:
     channels_last: bool
     compile: bool
     checkpoint_every_n_iterations: int | None
+    parallel_folds: int
 
     def __post_init__(self) -> None:
         _require_one_of("trainer.precision", PRECISIONS, self.precision)
@@ -257,6 +259,9 @@ class TrainerSettings:
         _require(self.num_workers >= 0, "trainer.num_workers", ">= 0", self.num_workers)
         every = self.checkpoint_every_n_iterations
         _require(every is None or every >= 1, "trainer.checkpoint_every_n_iterations", ">= 1, or null", every)
+        _require(self.parallel_folds >= 1, "trainer.parallel_folds", ">= 1", self.parallel_folds)
+        is_one_or_the_other = self.parallel_folds == 1 or self.num_ranks == 1
+        _require(is_one_or_the_other, "trainer.parallel_folds", "1 with several ranks", self.parallel_folds)
         if self.strategy == "ddp":
             is_number = isinstance(self.devices, int) and self.devices >= 1
             _require(is_number, "trainer.devices", "with trainer=ddp the number of ranks, >= 1", self.devices)

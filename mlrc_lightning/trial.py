@@ -27,6 +27,7 @@ from mlrc_lightning.evaluation import (
     mean_accuracies,
     untrained_trunk_accuracies,
 )
+from mlrc_lightning.fold_processes import train_at_once
 from mlrc_lightning.model_folder import file_digest, model_files, write_model_folder
 from mlrc_lightning.ranks import remove_ranks_folder, run_ranks
 from mlrc_lightning.records import (
@@ -151,6 +152,15 @@ def run_folds(
     if settings.stage == UNTRAINED:
         known = of_rank_zero(_trunk_accuracies_of_other_runs(settings, folder))
         return evaluate_without_training(settings, data, folder, known)
+    try:
+        if settings.trainer.parallel_folds > 1 and len(settings.folds) > 1:
+            left = [fold for fold in settings.folds if _finished_fold(folder / f"fold_{fold}", settings) is None]
+            if left:
+                train_at_once(_train_fold, settings, left, folder, stop)
+    except BaseException:
+        finished = [_finished_fold(folder / f"fold_{fold}", settings) for fold in settings.folds]
+        folds.extend(fold for fold in finished if fold is not None)
+        raise
     for fold in settings.folds:
         folds.append(_run_fold(settings, data, fold, folder, stop))
     return evaluate_on_test_classes(settings, data, folds, folder) if settings.opens_test_classes else None
@@ -162,6 +172,11 @@ def objective_values(record: TrialRecord) -> dict[str, list[float]]:
         assert record.test is not None
         return {PRIMARY_METRIC: [record.test.separated[PRIMARY_METRIC]]}
     return {PRIMARY_METRIC: [fold.val[PRIMARY_METRIC] for fold in record.folds]}
+
+
+def _train_fold(settings: TrialSettings, fold: int, folder: Path, stop: StopSignals) -> None:
+    """What a process that trains one fold beside others does."""
+    _run_fold(settings, TrialData(settings), fold, folder, stop)
 
 
 def _run_fold(settings: TrialSettings, data: TrialData, fold: int, folder: Path, stop: StopSignals) -> FoldResult:

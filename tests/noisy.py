@@ -1,5 +1,6 @@
 """Losses for tests: one that draws from every global generator, and one by which a rank of several fails."""
 
+import multiprocessing
 import os
 import random
 import signal
@@ -40,4 +41,16 @@ class Failing(Noisy):
             if self.how == "exit":
                 os._exit(3)
             os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(embeddings, labels, indices)
+
+
+class OfFoldOne(Noisy):
+    """Fails in the process of fold 1, in its third call."""
+
+    calls = 0
+
+    def forward(self, embeddings, labels, indices=None):
+        OfFoldOne.calls += 1
+        if OfFoldOne.calls == 3 and multiprocessing.current_process().name == "fold 1":
+            raise ValueError("fold 1")
         return super().forward(embeddings, labels, indices)

@@ -25,7 +25,8 @@ LAYERS = [
     ["queries", "intervals", "results", "statistics", "tables", "figures"],
     ["torchvision_import", "distributed", "metrics", "datasets", "augment", "sampling", "models", "figure_inputs"],
     ["losses", "objective", "datamodule", "module", "callbacks", "model_folder"],
-    ["config", "composition", "recorded", "assembly", "evaluation", "trial", "rank", "evaluate", "reproduce"],
+    ["config", "composition", "recorded", "assembly", "evaluation", "fold_processes", "trial", "rank"],
+    ["evaluate", "reproduce"],
     ["command_line", "original_configs", "original", "prepare", "draw", "table", "study", "report", "submit"],
     ["__main__", "train"],
 ]

@@ -1,0 +1,183 @@
+"""Several folds of a trial at once, each in a process of its own, as it would be trained alone.
+
+A fold has its own seeds and its own folder, so that its figures do not depend on what else is trained. The processes
+are forked from a server that has imported everything and computed nothing (`multiprocessing`'s forkserver): a fork of
+this process could inherit threads in the midst of their work, or a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import mlrc_lightning.torchvision_import  # noqa: F401
+
+import torch
+
+from mlrc_lightning import errors
+from mlrc_lightning.config import register_resolvers
+from mlrc_lightning.errors import FoldError, MlrcError
+from mlrc_lightning.schema import TrialSettings
+from mlrc_lightning.stopping import StopSignals, TrialStopped, exit_text
+
+log = logging.getLogger(__name__)
+
+TrainFold = Callable[[TrialSettings, int, Path, StopSignals], None]
+"""Trains one fold of a trial in its folder; a function at the top of a module, which the process imports."""
+
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a process says last; of a failure the class of the exception, its text, and the lines of its traceback."""
+
+    kind: str
+    message: str = ""
+    traceback: str = ""
+
+
+_FINISHED, _STOPPED = _Outcome("finished"), _Outcome("stopped")
+
+
+@dataclass
+class _Running:
+    process: ForkServerProcess
+    ours: Connection
+
+
+def train_at_once(
+    train_fold: TrainFold, settings: TrialSettings, folds: Sequence[int], folder: Path, stop: StopSignals
+) -> None:
+    """Trains folds, `trainer.parallel_folds` of them at any time; what they found is in their folders.
+
+    The threads of this process are divided among them. When it ends, however it does, so do they.
+
+    Args:
+        train_fold: Trains one.
+        settings: Of the trial.
+        folds: To be trained.
+        folder: Of the trial.
+        stop: A signal that arrives there is passed on to all of them.
+
+    Raises:
+        MlrcError: What the first failing fold raised, with its number. The others are stopped between two steps, and
+            go on from there.
+        FoldError: Its process died, or raised anything else.
+        TrialStopped: A signal stopped them.
+    """
+    at_once = min(settings.trainer.parallel_folds, len(folds))
+    num_threads = max(1, torch.get_num_threads() // at_once)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([train_fold.__module__])
+    handlers = [h.baseFilename for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
+    waiting, running = list(folds), dict[int, _Running]()
+    error: MlrcError | None = None
+    was_stopped, is_told = False, False
+    log.info("Training %d of %d folds at once, each with %d threads", at_once, len(folds), num_threads)
+    try:
+        while running or (waiting and error is None and not stop.received):
+            while waiting and len(running) < at_once and error is None and not stop.received:
+                fold = waiting.pop(0)
+                ours, theirs = context.Pipe()
+                process = context.Process(
+                    target=_train,
+                    args=(train_fold, settings, fold, folder, theirs, num_threads, handlers),
+                    name=f"fold {fold}",
+                )
+                process.start()
+                theirs.close()
+                running[fold] = _Running(process, ours)
+            wait([child.process.sentinel for child in running.values()], _POLL_SECONDS)
+            for fold in [fold for fold, child in running.items() if not child.process.is_alive()]:
+                child = running.pop(fold)
+                outcome = _last_word(child)
+                # one that is told to stop before it can listen is killed, and has nothing to save
+                if outcome == _STOPPED or (outcome is None and is_told):
+                    was_stopped = True
+                elif outcome != _FINISHED:
+                    error = error or _error(fold, child, outcome)
+            signum = stop.received or (signal.SIGTERM if error is not None else 0)
+            if signum and not is_told:
+                is_told = True
+                for child in running.values():
+                    assert child.process.pid is not None
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(child.process.pid, signum)
+    finally:
+        for child in running.values():
+            child.process.kill()
+            child.process.join()
+    if error is not None:
+        raise error
+    if was_stopped or waiting:
+        raise TrialStopped(stop.received or signal.SIGTERM, "the folds' last checkpoints")
+
+
+def _last_word(child: _Running) -> _Outcome | None:
+    # not by the exit status, which is lost where a signal to the whole group has ended the server as well
+    child.process.join()
+    outcome: _Outcome | None = None
+    with contextlib.suppress(EOFError, OSError):
+        if child.ours.poll():
+            outcome = child.ours.recv()
+    child.ours.close()
+    return outcome
+
+
+def _error(fold: int, child: _Running, outcome: _Outcome | None) -> MlrcError:
+    if outcome is None:
+        return FoldError(f"The process of fold {fold} ended without a word: {exit_text(child.process.exitcode or 0)}.")
+    log.error("Fold %d failed:\n%s", fold, outcome.traceback)
+    known = getattr(errors, outcome.kind, None)
+    if isinstance(known, type) and issubclass(known, MlrcError):
+        return known(f"{outcome.message} (fold {fold})")
+    return FoldError(f"Fold {fold} raised {outcome.kind}: {outcome.message}")
+
+
+def _train(
+    train_fold: TrainFold,
+    settings: TrialSettings,
+    fold: int,
+    folder: Path,
+    parent: Connection,
+    num_threads: int,
+    log_files: Sequence[str],
+) -> None:
+    """What a process does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the whole group; the parent ends what it started
+    stop = StopSignals()
+    stop.listen()  # to the end: a signal that comes too late is the parent's matter
+    threading.Thread(target=_end_with_the_parent, args=(parent,), daemon=True).start()
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr), *(logging.FileHandler(f) for f in log_files)]
+    form = "[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"
+    logging.basicConfig(level=logging.INFO, format=form, handlers=handlers)
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # which build it finds, once a process
+    torch.set_num_threads(num_threads)
+    try:
+        register_resolvers()
+        train_fold(settings, fold, folder, stop)
+        outcome = _FINISHED
+    except TrialStopped:
+        outcome = _STOPPED
+    except BaseException as error:
+        outcome = _Outcome(type(error).__name__, str(error), "".join(traceback.format_exception(error)))
+    parent.send(outcome)
+
+
+def _end_with_the_parent(parent: Connection) -> None:
+    """Ends this process when the parent's end of the connection is closed, as it is when that process ends."""
+    with contextlib.suppress(EOFError, OSError):
+        parent.recv()
+    os._exit(1)
