@@ -62,8 +62,10 @@ class Trunk(nn.Module, ABC):
         """
         if self.normalization.is_bgr:
             images = images.flip(1)
-        scaled = images.float().div(255.0).mul(self.normalization.value_range)
-        return (scaled - self._mean) / self._std
+        scaled = images.to(torch.float32, copy=True).div_(255.0)  # in one copy: memory is all that this costs
+        if self.normalization.value_range != 1.0:
+            scaled.mul_(self.normalization.value_range)
+        return scaled.sub_(self._mean).div_(self._std)
 
 
 def freeze_batchnorm(module: nn.Module) -> None:
