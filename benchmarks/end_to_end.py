@@ -13,8 +13,7 @@ ArcFace on fold 0 at 128 px, batch 32: a fixed number of iterations, then the ac
 
 The trunk's and the loss's first weights, the images of every batch, the optimizers and the sizes of batches are the
 same; the random numbers of the crops are not, so that accuracies agree within noise. One thread a process, in turns.
-Ratios are pml's median over ours; `cpu` is the time of a process without workers, which a busy
-machine disturbs less.
+Ratios are pml's median over ours; `cpu` is the time of a process without workers, which a busy machine disturbs less.
 """
 
 from __future__ import annotations
@@ -116,7 +115,10 @@ def settings_of(trunk: str, table: Path, weights: Path, folder: Path) -> TrialSe
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         settings = trial_settings(compose("train", overrides), is_sweep_job=True)
     if trunk == "pixels":
-        own = dataclasses.replace(settings.trunk, model={"_target_": f"{__name__}.PooledPixels"})
+        own = dataclasses.replace(
+            settings.trunk,
+            model={"_target_": f"{__name__}.PooledPixels"},
+        )
         settings = dataclasses.replace(settings, trunk=own)
     return settings
 

@@ -1,0 +1,97 @@
+"""The four folds of a trial one after the other against two at once, on the same number of threads.
+
+    MLRC_SHARED=FOLDER python benchmarks/folds.py [--trunks pixels tiny lite0] [--rounds 3] [--json FILE]
+
+The photos and trunks of benchmarks/end_to_end.py; `--threads` are one process's, or are divided among those at once.
+Each measurement is a process of its own, in turns, and times its second trial: the first one starts the server that
+processes are forked from, as the first trial of a search does. OMP_WAIT_POLICY=PASSIVE: threads that wait do not spin.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from end_to_end import ITERATIONS, ROOT, grocery, settings_of
+
+SIDES = {"one after the other": 1, "two at once": 2}
+
+
+def measure(trunk: str, at_once: int, table: Path, weights: Path, folder: Path) -> dict[str, Any]:
+    import mlrc_lightning.torchvision_import  # noqa: F401
+
+    from mlrc_lightning.config import register_resolvers
+    from mlrc_lightning.trial import run_trial
+
+    register_resolvers()
+    settings = settings_of(trunk, table, weights, folder)
+    hardware = dataclasses.replace(settings.trainer, parallel_folds=at_once)
+    settings = dataclasses.replace(settings, fold="all", trainer=hardware)
+    for _ in range(2):
+        with tempfile.TemporaryDirectory() as name, contextlib.redirect_stderr(io.StringIO()):
+            began = time.perf_counter()
+            record = run_trial(settings, Path(name))
+            seconds = time.perf_counter() - began
+    return {"seconds": seconds, "values": [fold.val["mean_average_precision_at_r"] for fold in record.folds]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trunks", nargs="+", choices=list(ITERATIONS), default=list(ITERATIONS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="also write all figures here")
+    parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        trunk, at_once, *paths = arguments.child
+        print(json.dumps(measure(trunk, int(at_once), *map(Path, paths))))  # type: ignore[arg-type]
+        return
+    shared = Path(os.environ.get("MLRC_SHARED", ROOT.parent / "shared"))
+    if not (shared / "data" / "grocery_128.tar").is_file():
+        sys.exit(f"MLRC_SHARED: expected {shared / 'data' / 'grocery_128.tar'}, found none.")
+    weights = shared / "weights" / "tf_efficientnet_lite0.safetensors"
+    environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    figures: list[dict[str, Any]] = []
+    with grocery(shared) as (table, folder):
+        for trunk in arguments.trunks:
+            runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+            for number in range(arguments.rounds):
+                for side in list(SIDES)[:: -1 if number % 2 else 1]:
+                    child = [sys.executable, __file__, "--child", trunk, str(SIDES[side]), table, weights, folder]
+                    done = subprocess.run(child, env=environment, check=True, capture_output=True, text=True)
+                    runs[side].append(json.loads(done.stdout.splitlines()[-1]))
+            median = {side: statistics.median(run["seconds"] for run in runs[side]) for side in SIDES}
+            expected = runs["one after the other"][0]["values"]
+            for side in SIDES:
+                found = runs[side][0]["values"]
+                figures.append(
+                    {
+                        "trunk": trunk,
+                        "threads": arguments.threads,
+                        "folds": side,
+                        "seconds": round(median[side], 2),
+                        "times as fast": round(median["one after the other"] / median[side], 2),
+                        "largest difference of MAP@R": max(abs(a - b) for a, b in zip(found, expected, strict=True)),
+                    }
+                )
+                if len(figures) == 1:
+                    print("| " + " | ".join(figures[0]) + " |\n|" + ":--|" * len(figures[0]))
+                print("| " + " | ".join(str(value) for value in figures[-1].values()) + " |", flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
