@@ -9,6 +9,7 @@ import logging
 import random
 import shutil
 import warnings
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,13 @@ from torch import nn
 from mlrc_lightning.augment import TrainTransform
 from mlrc_lightning.config import is_the_papers_split
 from mlrc_lightning.datamodule import FoldDataModule, Pixels
-from mlrc_lightning.datasets.cache import Half, cached_images
+from mlrc_lightning.datasets.cache import CachedImages, Half, cached_images
 from mlrc_lightning.datasets.images import LabeledImages, check_classes
 from mlrc_lightning.distributed import world_size
 from mlrc_lightning.errors import ConfigError, MlrcError
+from mlrc_lightning.features import CachedFeatures, cached_features
+from mlrc_lightning.models.frozen import FrozenTrunk
+from mlrc_lightning.models.trunk import Trunk
 from mlrc_lightning.module import LOSS, MODEL, EmbeddingModule, Schedule, Scheduler
 from mlrc_lightning.objective import Objective
 from mlrc_lightning.sampling import Batches
@@ -80,6 +84,20 @@ class TrialData:
             "num_trainval_images": len(self.trainval.cache.indices),
             "trainval_fingerprint": self.images.fingerprint(self.trainval.cache.indices),
         }
+        if self.trainval.features is not None:
+            self.description["frozen_features"] = self.trainval.features.description()
+
+    @cached_property
+    def trunk(self) -> Trunk:
+        """The trunk itself, also where its features are all that is trained on."""
+        torch.manual_seed(0)  # of nothing: it has weights
+        trunk: Trunk = build(self._settings.trunk.model, "trunk.model")
+        return trunk
+
+    @property
+    def num_features(self) -> int | None:
+        """Width of the features of a frozen trunk; None for a trunk that trains."""
+        return None if self.trainval.features is None else self.trainval.features.num_features
 
     @property
     def test(self) -> Pixels:
@@ -106,7 +124,18 @@ class TrialData:
         arguments = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
         folder = Path(settings.data_root) / "cache" / settings.dataset.name / f"{resize}-{arguments}"
         cache = cached_images(self.images, indices, resize, folder, half)
-        return Pixels(cache, self.images.labels)
+        features = self._features(half, cache) if settings.trunk.frozen else None
+        return Pixels(cache, self.images.labels, features)
+
+    def _features(self, half: Half, cache: CachedImages) -> CachedFeatures:
+        settings = self._settings
+        num_views = settings.trunk.views if half == "trainval" else 0
+        key: dict[str, Any] = {"name": settings.trunk.name, "model": settings.trunk.model}
+        if isinstance(settings.trunk.pretrained, str) and Path(settings.trunk.pretrained).is_file():
+            status = Path(settings.trunk.pretrained).stat()
+            key["file"] = [status.st_size, status.st_mtime_ns]
+        device = torch.device("cuda" if settings.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+        return cached_features(cache, train_transform(settings), num_views, lambda: self.trunk, key, device, half)
 
 
 def build(target: Target, path: str, *arguments: Any, **facts: Any) -> Any:
@@ -145,19 +174,28 @@ def build(target: Target, path: str, *arguments: Any, **facts: Any) -> Any:
         raise ConfigError(f"{path}: cannot build {target['_target_']}: {cause}") from error
 
 
-def build_module(settings: TrialSettings, fold: int, num_train_classes: int | None) -> EmbeddingModule:
+def train_transform(settings: TrialSettings) -> TrainTransform:
+    """Builds crop and flip of training images."""
+    transform = settings.transform
+    return TrainTransform(transform.crop, transform.scale, transform.ratio, transform.flip_probability)
+
+
+def build_module(
+    settings: TrialSettings, fold: int, num_train_classes: int | None, num_features: int | None = None
+) -> EmbeddingModule:
     """Builds the untrained module of a fold; its random weights depend on (seed, fold) alone.
 
     Args:
         settings: Of the trial.
         fold: Number of the fold.
         num_train_classes: C of the loss; None for a module that only embeds.
+        num_features: F of a frozen trunk, whose features are what the module is then given instead of images.
     """
     seed = _stream(settings.seed, fold, "weights")
     torch.manual_seed(seed)
     random.seed(seed)  # torch draws the weights; a miner may draw from any of the three
     np.random.seed(seed % 2**32)
-    trunk = build(settings.trunk.model, "trunk.model")
+    trunk = build(settings.trunk.model, "trunk.model") if num_features is None else FrozenTrunk(num_features)
     if settings.trainer.compile:
         trunk.compile()
     embedder = nn.Linear(trunk.num_features, settings.embedder.embedding_size)
@@ -294,7 +332,6 @@ def go_on_at(trainer: pl.Trainer, datamodule: FoldDataModule, epoch: int, batch:
 
 def build_datamodule(settings: TrialSettings, data: TrialData, split: FoldSplit) -> FoldDataModule:
     """Builds the batches of one fold."""
-    transform = settings.transform
     seed = _stream(settings.seed, split.fold, "batches")
 
     def sampler(labels: NDArray[np.int64], indices: NDArray[np.int64]) -> Batches:
@@ -309,7 +346,7 @@ def build_datamodule(settings: TrialSettings, data: TrialData, split: FoldSplit)
     return FoldDataModule(
         pixels=data.trainval,
         split=split,
-        transform=TrainTransform(transform.crop, transform.scale, transform.ratio, transform.flip_probability),
+        transform=train_transform(settings),
         sampler=sampler,
         iterations_per_epoch=settings.schedule.iterations_per_epoch,
         evaluation_batch_size=settings.evaluation.batch_size,

@@ -17,13 +17,13 @@ import mlrc_lightning.torchvision_import  # noqa: F401
 
 import numpy as np
 import pytorch_lightning as pl
-import safetensors.torch
 import torch
 from pytorch_lightning.loggers import Logger
 from tqdm import tqdm
 
 from mlrc_lightning.distributed import largest, rank
 from mlrc_lightning.errors import RecordError
+from mlrc_lightning.model_folder import save_weights
 from mlrc_lightning.module import GROUPS, EmbeddingModule
 from mlrc_lightning.records import EpochResult, write_bytes
 from mlrc_lightning.selection import UNTRAINED_EPOCH, Selection
@@ -110,6 +110,7 @@ class FoldCheckpoint(pl.callbacks.Checkpoint):
         save_every: Write `latest.pt` after so many iterations, counted from the start of training; None: only where
             an epoch was validated.
         stop: Looked at before every iteration; a signal there writes `latest.pt` and ends the training.
+        parts: Of the module, those that train.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class FoldCheckpoint(pl.callbacks.Checkpoint):
         iterations_per_epoch: int,
         save_every: int | None,
         stop: StopSignals,
+        parts: Sequence[str] = PARTS,
     ) -> None:
         self.folder = folder
         self.selection = selection
@@ -134,6 +136,7 @@ class FoldCheckpoint(pl.callbacks.Checkpoint):
         self._iterations_per_epoch = iterations_per_epoch
         self._save_every = save_every
         self._stop = stop
+        self._parts = parts
         self._position = (0, 0)
         self._epoch_began = time.monotonic()
         self._resumed: dict[str, Any] | None = None
@@ -141,8 +144,8 @@ class FoldCheckpoint(pl.callbacks.Checkpoint):
 
     @property
     def weights(self) -> dict[str, Path]:
-        """The files of the selected model."""
-        return {part: self.folder / f"{part}_epoch{self.selection.selected_epoch}.safetensors" for part in PARTS}
+        """The files of the selected model: of a frozen trunk there is none."""
+        return {part: self.folder / f"{part}_epoch{self.selection.selected_epoch}.safetensors" for part in self._parts}
 
     def resume(self, module: EmbeddingModule) -> bool:
         """Takes up the state of an interrupted training; returns whether there was one.
@@ -339,14 +342,6 @@ def remove_resume_state(folder: Path, kept: Collection[Path] = ()) -> None:
     for path in [folder / _RESUME_FILE, *folder.glob("*_epoch*.safetensors")]:
         if path not in kept:
             path.unlink(missing_ok=True)
-
-
-def save_weights(path: Path, module: torch.nn.Module) -> None:
-    """Writes a module's weights as safetensors, atomically."""
-    state: Mapping[str, torch.Tensor] = {
-        name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()
-    }
-    write_bytes(path, safetensors.torch.save(dict(state)))
 
 
 class FoldProgress:

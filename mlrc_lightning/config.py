@@ -24,6 +24,8 @@ from mlrc_lightning.search_optimum import search_optimum
 from mlrc_lightning.search_spaces import search_space
 
 PROTOCOL = "mlrc"
+FROZEN_PROXY = "frozen_proxy"
+"""In the name of the protocol of all that has a frozen trunk: no such result is one of the protocol."""
 _PROTOCOL_KEYS = ("trunk", "transform", "embedder", "optimizer", "schedule")
 _OPTIONS = ("scheduler", "gradient_clip", "sampler", "evaluation")
 """Their defaults are left out of every digest: what they are off, or the protocol's, a run is what it was without."""
@@ -91,7 +93,7 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
         **values,
         **_deviations(settings),
         "dataset": dataset,
-        "trunk": _without_folders(values["trunk"]),
+        "trunk": _trunk(values["trunk"]),
         "precision": settings["trainer"]["precision"],
         # off, they are left out, and a trial is what it was before they were options
         **{name: True for name in _NUMERIC_OPTIONS_OF_THE_TRAINER if settings["trainer"][name]},
@@ -153,8 +155,8 @@ def _protocol_id(*, _root_: DictConfig) -> str:
         deviations["check_untrained_accuracy"] = False
     dataset = _root_.dataset
     schedule = {k: "dataset" if k in dataset and dataset[k] == v else v for k, v in values["schedule"].items()}
-    values = {**values, **deviations, "schedule": schedule, "trunk": _without_folders(values["trunk"])}
-    names = [PROTOCOL, values["trunk"]["name"]]
+    values = {**values, **deviations, "schedule": schedule, "trunk": _trunk(values["trunk"])}
+    names = [PROTOCOL, *([FROZEN_PROXY] if "frozen" in values["trunk"] else []), values["trunk"]["name"]]
     split = _resolved(_root_, ["split"])["split"]
     if not is_the_papers_split(split):
         values["split"] = split
@@ -362,8 +364,10 @@ def _first_missing(node: Container, keys: Iterable[Any], path: str = "") -> str 
     return None
 
 
-def _without_folders(trunk: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the trunk's settings with a weight file named without its folder."""
+def _trunk(trunk: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the trunk's settings with a weight file named without its folder; not frozen, no word of views."""
+    if not trunk.get("frozen", False):
+        trunk = {key: value for key, value in trunk.items() if key not in ("frozen", "views")}
 
     def short(value: Any) -> Any:
         return Path(value).name if isinstance(value, str) and "/" in value else value

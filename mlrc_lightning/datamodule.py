@@ -17,11 +17,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from mlrc_lightning.augment import TrainTransform, center_crop
 from mlrc_lightning.datasets.cache import CachedImages
 from mlrc_lightning.distributed import own_blocks, part_of, rank, world_size
+from mlrc_lightning.features import CachedFeatures, EvaluationFeatures, TrainFeatures
 from mlrc_lightning.sampling import Batch, Batches, BatchesOfEpochs
 from mlrc_lightning.splits import FoldSplit, Indices
 
 LabeledBatch = tuple[Tensor, Tensor]
-"""(images (B, 3, H, W) uint8 RGB, labels (B,) int64); on several ranks this one's images, and the labels of all."""
+"""With a frozen trunk its features (B, F), float32, are in the place of images.
+
+(images (B, 3, H, W) uint8 RGB, labels (B,) int64); on several ranks this one's images, and the labels of all."""
 EvaluationBatch = tuple[Tensor, Tensor, Tensor]
 """(images (B, 3, H, W) uint8 RGB, labels (B,) int64, dataset indices (B,) int64)."""
 
@@ -33,10 +36,12 @@ class Pixels:
     Attributes:
         cache: Where the pixels are, and the dataset indices of the images.
         labels: Class position of *every* image of the dataset; (N,), int64.
+        features: Of a frozen trunk, which are loaded instead.
     """
 
     cache: CachedImages
     labels: NDArray[np.int64]
+    features: CachedFeatures | None = None
 
 
 class _TrainImages(Dataset[LabeledBatch]):
@@ -101,8 +106,10 @@ def evaluation_loader(
     missing = np.setdiff1d(indices, pixels.cache.indices)
     if len(missing):
         raise KeyError(f"images {missing[:5].tolist()} are not in {pixels.cache.file}")
+    features = pixels.features
+    images = _EvaluationImages(pixels, crop) if features is None else EvaluationFeatures(features, pixels.labels)
     return DataLoader(
-        _EvaluationImages(pixels, crop),
+        images,
         sampler=_Blocks(indices, batch_size),
         batch_size=None,
         num_workers=num_workers,
@@ -146,8 +153,14 @@ class FoldDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[LabeledBatch]:
         """Returns the augmented batches of the sampler, labels 0 to C-1 in label order."""
         position = {label: number for number, label in enumerate(self._split.classes("train"))}
+        pixels, features = self._pixels, self._pixels.features
+        images = (
+            _TrainImages(pixels, self._transform, position)
+            if features is None
+            else TrainFeatures(features, pixels.labels, position)
+        )
         return DataLoader(
-            _TrainImages(self._pixels, self._transform, position),
+            images,
             sampler=self.batches,
             batch_size=None,
             num_workers=self._num_workers,

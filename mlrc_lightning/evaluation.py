@@ -69,7 +69,7 @@ def evaluate_on_test_classes(
     images = data.test.cache.indices
     log.info("Opening the test images: %d of %d classes", len(images), len(np.unique(data.test.labels[images])))
     opened_at = now()
-    modules = {fold.fold: load_module(settings, fold, folder) for fold in folds}
+    modules = {fold.fold: load_module(settings, fold, folder, data.num_features) for fold in folds}
     result, queries, embeddings = _test(settings, data, modules, folder, opened_at)
     if rank() == 0:
         write_queries(folder / QUERIES_FILE, queries)
@@ -98,7 +98,7 @@ def evaluate_without_training(
 
     Source: PROTOCOL.md section 1.7; Musgrave et al. 2020, section 4.1, "Pretrained".
     """
-    modules = {fold: build_module(settings, fold, num_train_classes=None) for fold in settings.folds}
+    modules = {fold: build_module(settings, fold, None, data.num_features) for fold in settings.folds}
     result, queries, _ = _test(settings, data, modules, folder, now())
     if rank() == 0:
         write_queries(folder / QUERIES_FILE, queries)
@@ -127,7 +127,7 @@ def evaluate_again(
         WeightsError: A fold's weights are missing or damaged.
     """
     opened_at = now()
-    modules = {fold.fold: load_module(settings, fold, folder) for fold in folds}
+    modules = {fold.fold: load_module(settings, fold, folder, data.num_features) for fold in folds}
     if split == "test":
         return _test(settings, data, modules, folder, opened_at)[0]
     found: dict[int, _Found] = {}
@@ -272,8 +272,21 @@ def untrained_trunk_accuracies(settings: TrialSettings, data: TrialData, split: 
     return dict(_accuracies(settings, features, torch.from_numpy(split.labels[split.val])))
 
 
-def load_module(settings: TrialSettings, fold: FoldResult, folder: Path) -> EmbeddingModule:
+def trained_parts(settings: TrialSettings) -> tuple[str, ...]:
+    """Returns the parts of a module that training changes."""
+    return tuple(part for part in PARTS if not (part == "trunk" and settings.trunk.frozen))
+
+
+def load_module(
+    settings: TrialSettings, fold: FoldResult, folder: Path, num_features: int | None = None
+) -> EmbeddingModule:
     """Returns the selected model of a finished fold.
+
+    Args:
+        settings: Of the trial.
+        fold: Of the trial.
+        folder: Of the trial.
+        num_features: F of a frozen trunk, whose features the module then takes instead of images.
 
     Raises:
         WeightsError: A file is missing, damaged, or of another model.
@@ -281,13 +294,13 @@ def load_module(settings: TrialSettings, fold: FoldResult, folder: Path) -> Embe
     # all weights come from the files: pretrained ones, which may have to be downloaded, would be read for nothing
     model = {**settings.trunk.model, **({"pretrained": False} if "pretrained" in settings.trunk.model else {})}
     settings = dataclasses.replace(settings, trunk=dataclasses.replace(settings.trunk, model=model))
-    module = build_module(settings, fold.fold, num_train_classes=None)
+    module = build_module(settings, fold.fold, None, num_features)
     if set(fold.weights) != set(PARTS):
         raise WeightsError(
             f"{folder}: expected the weights of fold {fold.fold}, which were not kept."
             " A search keeps its models only with keep_models=true."
         )
-    for part in PARTS:
+    for part in trained_parts(settings):
         path = folder / fold.weights[part]
         try:
             getattr(module, part).load_state_dict(safetensors.torch.load_file(path))
@@ -327,7 +340,7 @@ def _baselines(
     """Returns the accuracies without training; the mean over folds where their initial weights differ."""
     embedder = []
     for fold in folds:
-        module = build_module(settings, fold, num_train_classes=None)
+        module = build_module(settings, fold, None, data.num_features)
         embeddings = _embed(module, settings, data.test, data.test.cache.indices, folder)
         embedder.append(_test_accuracies(settings, embeddings, data))
     trunk = _trunk_baselines(settings, data, folds, folder, notes, concatenated=False)
@@ -378,7 +391,8 @@ def _clustering(settings: TrialSettings, embeddings: Tensor, labels: Tensor) -> 
 
 
 def _untrained_features(settings: TrialSettings, pixels: Pixels, images: Indices, fold: int, folder: Path) -> Tensor:
-    trunk = build_module(settings, fold, num_train_classes=None).trunk
+    num_features = None if pixels.features is None else pixels.features.num_features
+    trunk = build_module(settings, fold, None, num_features).trunk
     return _embed(EmbeddingModule(trunk, nn.Identity()), settings, pixels, images, folder)
 
 

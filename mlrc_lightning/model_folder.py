@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import mlrc_lightning.torchvision_import  # noqa: F401
+
+import safetensors.torch
+from torch import nn
 
 from mlrc_lightning.models.bn_inception import BNInception
 from mlrc_lightning.models.small_cnn import SmallCNN
@@ -72,7 +76,7 @@ def write_model_folder(
     """
     placed = model_files(folder)
     for part, path in weights.items():
-        write_bytes(placed[part], path.read_bytes())
+        _place(path, placed[part])
     transform = evaluation_transform(trunk, settings)
     write_json(folder / TRANSFORM_FILE, transform)
     readme = _README.format(
@@ -88,9 +92,27 @@ def write_model_folder(
     return placed
 
 
+def _place(source: Path, target: Path) -> None:
+    """Puts weights into a folder, as a second name of the file where the disk allows it: a frozen trunk is in many."""
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(source, partial)
+        os.replace(partial, target)
+        partial.unlink(missing_ok=True)  # nothing is replaced where both are the same file already
+    except OSError:
+        write_bytes(target, source.read_bytes())
+
+
 def model_files(folder: Path) -> dict[str, Path]:
     """Returns the weights in a model folder, by part."""
     return {part: folder / f"{part}.safetensors" for part in ("trunk", "embedder")}
+
+
+def save_weights(path: Path, module: nn.Module) -> None:
+    """Writes a module's weights as safetensors, atomically."""
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
+    write_bytes(path, safetensors.torch.save(state))
 
 
 def file_digest(path: Path) -> str:

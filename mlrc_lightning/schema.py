@@ -108,16 +108,32 @@ class HyperparameterSettings:
 
 @dataclass(frozen=True)
 class TrunkSettings:
-    """The network before the embedder (section 1.1)."""
+    """The network before the embedder (section 1.1).
+
+    Attributes:
+        name: Of the trunk.
+        pretrained: Whether it has weights to begin with, or their file.
+        freeze_batchnorm: Keep its BatchNorm in eval mode.
+        learning_rate: Of trunk and embedder.
+        model: Its class.
+        frozen: Compute its features once, and train embedder and loss alone: a proxy of the protocol, not the protocol.
+        views: With `frozen`, augmented views of an image to train on.
+    """
 
     name: str
     pretrained: bool | str
     freeze_batchnorm: bool
     learning_rate: float
     model: Target
+    frozen: bool = False  # older records have neither
+    views: int = 8
 
     def __post_init__(self) -> None:
         _require_target("trunk.model", self.model)
+        _require(self.views >= 1, "trunk.views", ">= 1", self.views)
+        if self.frozen:
+            expected = "weights with trunk.frozen=true, whose features they give: true, or a file"
+            _require(self.pretrained is not False, "trunk.pretrained", expected, self.pretrained)
 
 
 @dataclass(frozen=True)
@@ -338,6 +354,10 @@ class TrialSettings:
             f"a multiple of loss.samples_per_class={self.loss.samples_per_class}",
             self.batch_size,
         )
+        for name in ("channels_last", "compile"):
+            is_asked = self.trunk.frozen and getattr(self.trainer, name)
+            expected = "false with trunk.frozen=true, where the trunk is run once and not in training"
+            _require(not is_asked, f"trainer.{name}", expected, getattr(self.trainer, name))
         if self.trainer.num_ranks > 1:
             _require(
                 self.trunk.freeze_batchnorm,

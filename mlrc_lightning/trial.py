@@ -25,6 +25,7 @@ from mlrc_lightning.evaluation import (
     evaluate_on_test_classes,
     evaluate_without_training,
     mean_accuracies,
+    trained_parts,
     untrained_trunk_accuracies,
 )
 from mlrc_lightning.fold_processes import train_at_once
@@ -192,7 +193,7 @@ def _run_fold(settings: TrialSettings, data: TrialData, fold: int, folder: Path,
         return done
     began = time.monotonic()
     split, schedule = data.splits[fold], settings.schedule
-    module = build_module(settings, fold, len(split.classes("train")))
+    module = build_module(settings, fold, len(split.classes("train")), data.num_features)
     datamodule = build_datamodule(settings, data, split)
     progress = FoldProgress(fold, settings.folds, schedule.max_epochs)
     epoch_log = EpochLog(build_logger(settings, fold_folder / "logs") if is_writer else None)
@@ -201,6 +202,7 @@ def _run_fold(settings: TrialSettings, data: TrialData, fold: int, folder: Path,
         iterations_per_epoch=schedule.iterations_per_epoch,
         save_every=settings.trainer.checkpoint_every_n_iterations,
         stop=stop,
+        parts=trained_parts(settings),
     )  # fmt: skip
     try:
         if checkpoint.resume(module):
@@ -232,7 +234,12 @@ def _run_fold(settings: TrialSettings, data: TrialData, fold: int, folder: Path,
     if settings.keeps_models:
         kept = model_files(fold_folder)
         if is_writer:
-            write_model_folder(fold_folder, checkpoint.weights, module.trunk, settings, fold, selected_epoch)
+            write_model_folder(
+                fold_folder,
+                {**_frozen_weights(data), **checkpoint.weights},
+                module.trunk if data.num_features is None else data.trunk,
+                settings, fold, selected_epoch,
+            )  # fmt: skip
     result = _fold_result(settings, data, split, checkpoint, kept, time.monotonic() - began)
     if is_writer:
         write_json(fold_folder / _FOLD_FILE, result)
@@ -261,6 +268,7 @@ def _fold_result(
     wants_untrained_trunk = settings.evaluation.baselines and settings.opens_test_classes if asked is None else asked
     class_sizes = np.unique(split.labels[split.val], return_counts=True)[1]
     lonely = int((class_sizes == 1).sum())
+    features = data.trainval.features
     return FoldResult(
         fold=split.fold,
         seed=settings.seed,
@@ -279,8 +287,15 @@ def _fold_result(
         stopped_because="patience" if selection.should_stop(history[-1].epoch) else "last epoch",
         weights={part: f"{path.parent.name}/{path.name}" for part, path in kept.items()},
         seconds=round(seconds, 3),
-        weight_digests={part: file_digest(path) for part, path in checkpoint.weights.items()},
+        weight_digests={
+            **({"trunk": features.trunk_digest} if features is not None else {}),
+            **{part: file_digest(path) for part, path in checkpoint.weights.items()},
+        },
     )
+
+
+def _frozen_weights(data: TrialData) -> dict[str, Path]:
+    return {} if data.trainval.features is None else {"trunk": data.trainval.features.trunk_weights}
 
 
 def _claim(folder: Path, settings: TrialSettings) -> None:

@@ -24,7 +24,7 @@ LAYERS = [
     ],
     ["queries", "intervals", "results", "statistics", "tables", "figures"],
     ["torchvision_import", "distributed", "metrics", "datasets", "augment", "sampling", "models", "figure_inputs"],
-    ["losses", "objective", "datamodule", "module", "callbacks", "model_folder"],
+    ["losses", "objective", "model_folder", "features", "datamodule", "module", "callbacks"],
     ["config", "composition", "recorded", "assembly", "evaluation", "fold_processes", "trial", "rank"],
     ["evaluate", "reproduce"],
     ["command_line", "original_configs", "original", "prepare", "draw", "table", "study", "report", "submit"],
