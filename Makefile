@@ -30,7 +30,7 @@ RENDER = $(BIN)/python -m mlrc_lightning table $(1) $(OVERRIDES) $(if $(TRIALS),
 DRY_RUN = $(if $(findstring n,$(filter-out --%,$(firstword -$(MAKEFLAGS)))),--dry-run)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test check test-all test-hydra-next coverage bench-search clean tables demo report
+.PHONY: help train test check test-all test-hydra-next coverage bench-search clean tables demo demo-frozen report
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / {n = split($$1, names, " "); for (i = 1; i < n; i++) printf "  make %s\n", names[i]; \
@@ -85,6 +85,17 @@ demo: JOBS = 2
 demo: $(VENV)/.installed  ## All 14 losses on the embedded glyphs, from nothing to the table in the README (15 minutes on 2 cores; resumes)
 	+@$(call STUDY,demo) $(DRY_RUN) || failed=$$?; \
 	$(if $(DRY_RUN),echo '$(call RENDER,demo) --into README.md',$(call RENDER,demo) --into README.md && $(PICTURE)) && exit $${failed:-0}
+
+# the Grocery Store Dataset: a folder or a .tar
+GROCERY ?= $(or $(MLRC_SHARED),../shared)/data/grocery_128.tar
+PICTURE_OF_FROZEN = $(BIN)/python -m mlrc_lightning figure figure_2b_map_at_r --format png && \
+	cp outputs/figures/$$(sed -n 's/.*"protocol": "\(.*\)".*/\1/p' outputs/tables/demo_frozen.manifest.json | head -1)/figure_2b_map_at_r_search.png docs/demo_frozen.png
+demo-frozen: JOBS = 2
+demo-frozen: $(VENV)/.installed  ## A proxy of the protocol on photos: frozen trunk, all 14 losses, 50 trials and 10 runs each (an hour on 2 cores; resumes; GROCERY=FOLDER)
+	$(UV_PIP) -e '.[demo]'
+	$(BIN)/python examples/demo_frozen.py $(GROCERY) data
+	+@$(call STUDY,demo_frozen) $(DRY_RUN) || failed=$$?; \
+	$(if $(DRY_RUN),echo '$(call RENDER,demo_frozen) --into docs/frozen.md',$(call RENDER,demo_frozen) --into docs/frozen.md && $(PICTURE_OF_FROZEN)) && exit $${failed:-0}
 
 report: $(VENV)/.installed  ## A static site of all results so far: outputs/report/index.html
 	test -e outputs/figures/inputs/toy.npz || $(BIN)/python -m mlrc_lightning figure figure_1

@@ -16,16 +16,23 @@ def main() -> None:
     parser.add_argument("dataset", type=Path, help="folder of train.txt, val.txt and test.txt")
     parser.add_argument("csv", type=Path, help="table to write")
     arguments = parser.parse_args()
+    print(write_csv(arguments.dataset, arguments.csv))
+
+
+def write_csv(dataset: Path, target: Path) -> str:
+    """Writes the table of a folder with train.txt, val.txt and test.txt; returns what is in it, in a sentence."""
     rows = []
     for name in ("train.txt", "val.txt", "test.txt"):
-        for line in (arguments.dataset / name).read_text(encoding="utf-8").splitlines():
+        for line in (dataset / name).read_text(encoding="utf-8").splitlines():
             path, fine, _ = line.split(", ")
-            rows.append(((arguments.dataset / path).resolve(), int(fine)))
-    with arguments.csv.open("w", newline="", encoding="utf-8") as file:
+            rows.append(((dataset / path).resolve(), int(fine)))
+    partial = target.with_name(f"{target.name}.partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label"])
         writer.writerows(rows)
-    print(f"{len(rows):,} images of {len({label for _, label in rows})} classes in {arguments.csv}")
+    partial.replace(target)
+    return f"{len(rows):,} images of {len({label for _, label in rows})} classes in {target}"
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from mlrc_lightning.datasets.images import LabeledImages, check_classes
 from mlrc_lightning.distributed import world_size
 from mlrc_lightning.errors import ConfigError, MlrcError
 from mlrc_lightning.features import CachedFeatures, cached_features
+from mlrc_lightning.model_folder import file_digest
 from mlrc_lightning.models.frozen import FrozenTrunk
 from mlrc_lightning.models.trunk import Trunk
 from mlrc_lightning.module import LOSS, MODEL, EmbeddingModule, Schedule, Scheduler
@@ -130,10 +131,14 @@ class TrialData:
     def _features(self, half: Half, cache: CachedImages) -> CachedFeatures:
         settings = self._settings
         num_views = settings.trunk.views if half == "trainval" else 0
-        key: dict[str, Any] = {"name": settings.trunk.name, "model": settings.trunk.model}
-        if isinstance(settings.trunk.pretrained, str) and Path(settings.trunk.pretrained).is_file():
-            status = Path(settings.trunk.pretrained).stat()
-            key["file"] = [status.st_size, status.st_mtime_ns]
+        # a weight file is what is in it, wherever it lies
+        model = {
+            name: file_digest(Path(value))
+            if value == settings.trunk.pretrained and Path(str(value)).is_file()
+            else value
+            for name, value in settings.trunk.model.items()
+        }
+        key = {"name": settings.trunk.name, "model": model}
         device = torch.device("cuda" if settings.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
         return cached_features(cache, train_transform(settings), num_views, lambda: self.trunk, key, device, half)
 
