@@ -19,13 +19,11 @@ from omegaconf.errors import OmegaConfBaseException
 from mlrc_lightning.environment import config_folder as config_folder
 from mlrc_lightning.errors import ConfigError, MlrcError
 from mlrc_lightning.optima import Optimum, published_optimum
-from mlrc_lightning.schema import RUN_STAGES, TrialSettings, read
+from mlrc_lightning.schema import FROZEN_PROXY, RUN_STAGES, TrialSettings, read
 from mlrc_lightning.search_optimum import search_optimum
 from mlrc_lightning.search_spaces import search_space
 
 PROTOCOL = "mlrc"
-FROZEN_PROXY = "frozen_proxy"
-"""In the name of the protocol of all that has a frozen trunk: no such result is one of the protocol."""
 _PROTOCOL_KEYS = ("trunk", "transform", "embedder", "optimizer", "schedule")
 _OPTIONS = ("scheduler", "gradient_clip", "sampler", "evaluation")
 """Their defaults are left out of every digest: what they are off, or the protocol's, a run is what it was without."""

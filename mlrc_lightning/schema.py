@@ -26,6 +26,8 @@ ALL_FOLDS = "all"
 STAGES = ("train", "search", "reproduce", "untrained")
 RUN_STAGES = ("reproduce", "untrained")
 """Stages of numbered runs, each with a seed of its own."""
+FROZEN_PROXY = "frozen_proxy"
+"""In the name of the protocol of all that has a frozen trunk: no such result is one of the protocol."""
 STRATEGIES = ("auto", "ddp")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 INTERVALS = ("iteration", "epoch", "plateau")

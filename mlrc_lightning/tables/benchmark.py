@@ -14,7 +14,7 @@ from mlrc_lightning.intervals import t_interval
 from mlrc_lightning.records import TrialRecord
 from mlrc_lightning.reference import rows as reference_rows
 from mlrc_lightning.results import UNFINISHED, UNTRAINED, Run, RunSet, SearchResult, has_setting
-from mlrc_lightning.schema import NUM_FOLDS
+from mlrc_lightning.schema import FROZEN_PROXY, NUM_FOLDS
 from mlrc_lightning.tables.catalog import BASELINES, EMBEDDINGS, LOSSES, METRICS, BaselineRow, LossRow
 from mlrc_lightning.tables.cells import (
     Accuracy,
@@ -335,6 +335,8 @@ def _about(benchmark: Benchmark, source: str, paper: Mapping[Any, Any]) -> list[
         "Per cent on the test classes: mean over training runs ± half width of its 95 % t-interval; none for fewer than"
         f" two runs. Hyperparameters: {SOURCES[source]}. Best of a column in bold."
     ]
+    if f"-{FROZEN_PROXY}-" in benchmark.protocol:
+        notes.append("A proxy: the trunk is frozen, embedder and loss alone are trained. No result of the protocol.")
     if paper:
         notes.append("Δ: ours minus the paper's, in percentage points.")
     elif benchmark.paper_setting is not None:
