@@ -25,14 +25,25 @@ LAYERS = [
     ["queries", "intervals", "results", "statistics", "tables", "figures"],
     ["torchvision_import", "distributed", "metrics", "datasets", "augment", "sampling", "models", "figure_inputs"],
     ["losses", "objective", "datamodule", "module", "callbacks", "model_folder"],
-    ["config", "composition", "recorded", "assembly", "evaluation", "trial", "rank", "evaluate", "reproduce"],
+    [
+        "config",
+        "composition",
+        "finished",
+        "recorded",
+        "assembly",
+        "evaluation",
+        "trial",
+        "rank",
+        "evaluate",
+        "reproduce",
+    ],
     ["command_line", "original_configs", "original", "prepare", "draw", "table", "study", "report", "submit"],
     ["__main__", "train"],
 ]
 RANK = {name: number for number, name in enumerate(name for names in LAYERS for name in names)}
 # modules that stay importable without torch, Lightning or Ax
 LIGHT = ["errors", "schema", "splits", "selection", "records", "environment", "search_spaces", "optima", "tables.trial"]
-LIGHT += ["config", "command_line", "original_configs", "figures", "__main__", "search_optimum", "queries"]
+LIGHT += ["config", "finished", "command_line", "original_configs", "figures", "__main__", "search_optimum", "queries"]
 LIGHT += ["stopping", "ranks", "statistics", "intervals", "results", "composition", "table", "study", "submit"]
 
 
