@@ -4,6 +4,7 @@ import ast
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +86,18 @@ _NUMBERS_THAT_NAME = ("samples", "threads", "workers", "trials", "models", "batc
 
 
 def _tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns a table for each run of rows of one part, or one table where there are no parts."""
+    """Returns a table for each part, and without parts for each run of rows that have the same columns."""
     lines: list[str] = []
-    parts = dict.fromkeys(row.get("part") for row in rows)
-    for part in parts:
-        if part is not None:
-            lines += [f"### {str(part).capitalize()}", ""]
-        own = [{k: v for k, v in row.items() if k not in ("part", "goals")} for row in rows if row.get("part") == part]
+    for kind, group in groupby(rows, key=lambda row: row.get("part") or _columns(row)):
+        if isinstance(kind, str):
+            lines += [f"### {kind.capitalize()}", ""]
+        own = [{key: row[key] for key in _columns(row)} for row in group]
         lines += [*table(own), ""]
     return lines
+
+
+def _columns(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(key for key in row if key not in ("part", "goals"))
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -76,6 +76,14 @@ def test_goals_are_listed_first_met_and_not_met(render):
     assert "| ours | yes |" in page
 
 
+def test_rows_with_other_columns_are_another_table(render):
+    rows = [{"side": "ours", "ms": 1}, {"side": "bare", "ms": 2, "goals": {"x": True}}, {"loss": "triplet", "reads": 0}]
+    page = render.render({"step": result(*rows)}, {})
+    assert (
+        "| side | ms |\n|---|--:|\n| ours | 1 |\n| bare | 2 |\n\n| loss | reads |\n|---|--:|\n| triplet | 0 |\n" in page
+    )
+
+
 def bench(tmp_path, *names, **scripts):
     """Runs bench.py on scripts of our own; returns what came of it, the page, and the folder of figures."""
     folder = tmp_path / "scripts"
