@@ -7,6 +7,8 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 TORCH_BACKEND ?= $(if $(strip $(UV_FIND_LINKS)),,auto)
 # Compiled once here: where PYTHONDONTWRITEBYTECODE is set, every process else compiles torch and Lightning for itself.
 UV_PIP  = $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python $(if $(TORCH_BACKEND),--torch-backend=$(TORCH_BACKEND)) -c constraints.txt
+# Of `make bench`: names of scripts in benchmarks/; none for all
+BENCH ?=
 # Overrides of `make train`, for example ARGS="loss=triplet dataset=omniglot"
 ARGS ?=
 
@@ -30,7 +32,7 @@ RENDER = $(BIN)/python -m mlrc_lightning table $(1) $(OVERRIDES) $(if $(TRIALS),
 DRY_RUN = $(if $(findstring n,$(filter-out --%,$(firstword -$(MAKEFLAGS)))),--dry-run)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test check test-all test-hydra-next coverage bench-search clean tables demo demo-frozen report
+.PHONY: help train test check test-all test-hydra-next coverage bench bench-search clean tables demo demo-frozen report
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / {n = split($$1, names, " "); for (i = 1; i < n; i++) printf "  make %s\n", names[i]; \
@@ -52,6 +54,9 @@ test-all: $(VENV)/.installed-test  ## All tests that this machine can run; the o
 
 coverage: $(VENV)/.installed-test  ## Line and branch coverage of all tests but those on real data
 	$(BIN)/python -m pytest -m "not real_data" --cov --cov-report=term
+
+bench: $(VENV)/.installed-test  ## All benchmarks beside their peers, into benchmarks/RESULTS.md (25 minutes; BENCH="metrics data" runs some)
+	$(BIN)/python benchmarks/bench.py $(BENCH)
 
 bench-search: $(VENV)/.installed-test  ## Search quality against Ax itself, Optuna and random search (an hour; resumes), and what the sweeper costs
 	$(UV_PIP) -e '.[benchmarks]'

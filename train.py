@@ -12,10 +12,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from mlrc_lightning.command_line import exit_if_usage_error, run, wants_traceback
-from mlrc_lightning.config import config_folder, register_resolvers, trial_settings
+from mlrc_lightning.config import config_folder, prepare_hydra, trial_settings
+from mlrc_lightning.finished import finished_trial, objective_values
 from mlrc_lightning.records import RECORD_FILE
 
-register_resolvers()
+prepare_hydra()
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train")
@@ -32,16 +33,20 @@ def train(cfg: DictConfig) -> dict[str, list[float]]:
             runs = list(range(cfg.num_runs)) if cfg.run is None else [cfg.run]
             folders = [folder / str(run) for run in runs]
         settings = [trial_settings(cfg, is_sweep_job=is_sweep_job, run=run) for run in runs]
-        # torch and Lightning are imported once the configuration is known to be good
-        from mlrc_lightning.tables.trial import render_trial
-        from mlrc_lightning.trial import objective_values, run_trial
+        found = [finished_trial(*of_run) for of_run in zip(settings, folders, strict=True)]
+        records = [record for record in found if record is not None]
+        if len(records) < len(found):
+            # torch and Lightning are imported once the configuration is known to be good, and something is to be done
+            from mlrc_lightning.trial import run_trial
 
-        records = [run_trial(*of_run) for of_run in zip(settings, folders, strict=True)]
+            records = [run_trial(*of_run) for of_run in zip(settings, folders, strict=True)]
     except Exception as error:
         if not is_sweep_job and not wants_traceback():
             exit_if_usage_error(error)
         raise
     if not is_sweep_job:
+        from mlrc_lightning.tables.trial import render_trial
+
         for record, of_run in zip(records, folders, strict=True):
             sys.stdout.write(f"\n{render_trial(record)}\n\nRecord: {of_run / RECORD_FILE}\n")
     return objective_values(records[0])

@@ -119,6 +119,21 @@ def _table(parsed: argparse.Namespace) -> None:
     print("Written:", *written)
 
 
+def _report(outputs: Path) -> None:
+    from mlrc_lightning.report.memory import is_made_of, remember, state
+
+    found = state(outputs)
+    index = is_made_of(outputs, found)
+    if index is None:
+        from mlrc_lightning.report.site import build  # matplotlib: a second
+
+        index = build(outputs)
+        remember(outputs, found)
+        print(f"Written: {index}")
+    else:
+        print(f"Nothing has changed: {index}")
+
+
 def _verify(parsed: argparse.Namespace) -> int:
     from mlrc_lightning.table import FOLDER, MANIFEST_ENDING
     from mlrc_lightning.tables.manifest import verify
@@ -201,9 +216,7 @@ def main(arguments: list[str] | None = None) -> None:
             page, *_ = make_page(parsed.name, parsed.overrides, parsed.protocol, parsed.source, parsed.outputs)
             print(render(compare(page, parsed.outputs, parsed.metric, parsed.embedding)))
         elif parsed.command == "report":
-            from mlrc_lightning.report.site import build
-
-            print(f"Written: {build(parsed.outputs)}")
+            _report(parsed.outputs)
         else:
             _show(parsed.runs)
 

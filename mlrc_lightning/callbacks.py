@@ -26,12 +26,11 @@ from mlrc_lightning.errors import RecordError
 from mlrc_lightning.model_folder import save_weights
 from mlrc_lightning.module import GROUPS, EmbeddingModule
 from mlrc_lightning.records import EpochResult, write_bytes
-from mlrc_lightning.selection import UNTRAINED_EPOCH, Selection
+from mlrc_lightning.selection import PRIMARY_METRIC, UNTRAINED_EPOCH, Selection
 from mlrc_lightning.stopping import StopSignals, TrialStopped
 
 log = logging.getLogger(__name__)
 
-PRIMARY_METRIC = "mean_average_precision_at_r"
 PARTS = ("trunk", "embedder")
 _RESUME_FILE = "latest.pt"
 _STATES = {"optimizer", "schedulers", "scaler", "loss_sum", "num_losses", "learning_rates", "seconds", "random"}

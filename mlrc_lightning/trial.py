@@ -14,11 +14,9 @@ from typing import Any
 import numpy as np
 
 from mlrc_lightning.assembly import TrialData, build_datamodule, build_logger, build_module, build_trainer, go_on_at
-from mlrc_lightning.callbacks import PRIMARY_METRIC, EpochLog, FoldCheckpoint, FoldProgress, remove_resume_state
-from mlrc_lightning.config import identity
+from mlrc_lightning.callbacks import EpochLog, FoldCheckpoint, FoldProgress, remove_resume_state
 from mlrc_lightning.distributed import of_rank_zero, rank, wait_for_all
 from mlrc_lightning.environment import environment
-from mlrc_lightning.errors import RecordError
 from mlrc_lightning.evaluation import (
     TRUNK_BASELINES,
     UNTRAINED,
@@ -28,6 +26,7 @@ from mlrc_lightning.evaluation import (
     trained_parts,
     untrained_trunk_accuracies,
 )
+from mlrc_lightning.finished import finished_in
 from mlrc_lightning.fold_processes import train_at_once
 from mlrc_lightning.model_folder import file_digest, model_files, write_model_folder
 from mlrc_lightning.ranks import remove_ranks_folder, run_ranks
@@ -41,18 +40,16 @@ from mlrc_lightning.records import (
     now,
     only_writer,
     read_json,
-    read_plain_json,
     remove_leftovers,
     write_json,
 )
-from mlrc_lightning.schema import TrialSettings, leaves
-from mlrc_lightning.selection import UNTRAINED_EPOCH, Selection
+from mlrc_lightning.schema import TrialSettings
+from mlrc_lightning.selection import PRIMARY_METRIC, UNTRAINED_EPOCH, Selection
 from mlrc_lightning.splits import FoldSplit
 from mlrc_lightning.stopping import StopSignals
 
 log = logging.getLogger(__name__)
 
-_IDENTITY_FILE = "identity.json"
 _FOLD_FILE = "fold.json"
 
 
@@ -84,11 +81,8 @@ def run_trial(settings: TrialSettings, folder: Path) -> TrialRecord:
 
 def _run_trial(settings: TrialSettings, folder: Path, stop: StopSignals) -> TrialRecord:
     with only_writer(folder):
-        remove_leftovers(folder)
-        _claim(folder, settings)
-        done = _finished_record(folder, settings)
+        done = finished_in(folder, settings)
         if done is not None:
-            log.info("%s is finished already.", folder)
             return done
         began, started_at = time.monotonic(), now()
         folds: list[FoldResult] = []
@@ -165,14 +159,6 @@ def run_folds(
     for fold in settings.folds:
         folds.append(_run_fold(settings, data, fold, folder, stop))
     return evaluate_on_test_classes(settings, data, folds, folder) if settings.opens_test_classes else None
-
-
-def objective_values(record: TrialRecord) -> dict[str, list[float]]:
-    """Returns what a search maximises: validation MAP@R, one value a fold; without training that of the test."""
-    if not record.folds:
-        assert record.test is not None
-        return {PRIMARY_METRIC: [record.test.separated[PRIMARY_METRIC]]}
-    return {PRIMARY_METRIC: [fold.val[PRIMARY_METRIC] for fold in record.folds]}
 
 
 def _train_fold(settings: TrialSettings, fold: int, folder: Path, stop: StopSignals) -> None:
@@ -296,31 +282,6 @@ def _fold_result(
 
 def _frozen_weights(data: TrialData) -> dict[str, Path]:
     return {} if data.trainval.features is None else {"trunk": data.trainval.features.trunk_weights}
-
-
-def _claim(folder: Path, settings: TrialSettings) -> None:
-    """Ties a folder to one setting: what is in it can only be continued by the same."""
-    wanted = identity(as_json(settings))
-    path = folder / _IDENTITY_FILE
-    if not path.exists():
-        write_json(path, wanted)
-        return
-    there, now_wanted = dict(leaves(read_plain_json(path))), dict(leaves(wanted))
-    differing = sorted(key for key in there.keys() | now_wanted.keys() if there.get(key) != now_wanted.get(key))
-    if differing:
-        shown = "; ".join(f"{key}: {there.get(key)!r} there, {now_wanted.get(key)!r} now" for key in differing[:5])
-        raise RecordError(
-            f"{folder} holds a trial with other settings ({shown}). Run in another folder, or remove this one."
-        )
-
-
-def _finished_record(folder: Path, settings: TrialSettings) -> TrialRecord | None:
-    if not (folder / RECORD_FILE).exists():
-        return None
-    record = read_json(folder / RECORD_FILE, TrialRecord)
-    covers = {fold.fold for fold in record.folds} == set(settings.folds) or settings.stage == UNTRAINED
-    is_done = record.status == "complete" and covers and record.stage == settings.stage
-    return record if is_done else None
 
 
 def _finished_fold(folder: Path, settings: TrialSettings) -> FoldResult | None:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from .sweeper.conftest import Sweep
+
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 
@@ -35,9 +37,24 @@ def smoke(tmp_path):
     return train
 
 
-def imported_by(*arguments):
-    command = [sys.executable, "-X", "importtime", str(ROOT / "train.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=100)
+HEAVY = {
+    "torch",
+    "ax",
+    "timm",
+    "pytorch_lightning",
+    "lightning",
+    "torchvision",
+    "torchmetrics",
+    "pandas",
+    "sklearn",
+}
+
+
+def imported_by(*arguments, program="train.py"):
+    """The top-level modules that a command imports."""
+    command = [sys.executable, "-X", "importtime"]
+    command += ["-m", program] if "." not in program else [str(ROOT / program)]
+    done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, timeout=100)
     assert done.returncode == 0, done.stderr[-2000:]
     names = {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     return {name.split(".")[0] for name in names}
@@ -45,18 +62,30 @@ def imported_by(*arguments):
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["--cfg", "job", "--resolve"]], ids=" ".join)
 def test_help_and_config_import_nothing_heavy(arguments):
-    heavy = {
-        "torch",
-        "ax",
-        "timm",
-        "pytorch_lightning",
-        "lightning",
-        "torchvision",
-        "torchmetrics",
-        "pandas",
-        "sklearn",
-    }
-    assert imported_by(*arguments) & heavy == set()
+    assert imported_by(*arguments) & HEAVY == set()
+
+
+def test_status_table_and_report_import_nothing_heavy_and_a_repeated_report_nothing_that_draws(tmp_path):
+    grid = ("hydra.sweeper.generation.method=grid", "hydra.sweeper.ax_config.params=${grid_space}")
+    Sweep(tmp_path)(*grid, "hydra.sweeper.ax_config.max_trials=2")
+    outputs = tmp_path
+    assert imported_by("status", outputs, program="mlrc_lightning") & HEAVY == set()
+    assert imported_by("table", "cub200", "--outputs", outputs, program="mlrc_lightning") & HEAVY == set()
+    first = imported_by("report", "--outputs", outputs, program="mlrc_lightning")
+    assert first & HEAVY == set()
+    assert "matplotlib" in first
+    assert imported_by("report", "--outputs", outputs, program="mlrc_lightning") & {"matplotlib", "numpy"} == set()
+
+
+def test_help_costs_little_more_than_composing_the_configuration():
+    def processor_seconds(*arguments):
+        before = os.times()
+        run(*arguments)
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    times = {command: min(processor_seconds(*command.split()) for _ in range(3)) for command in ("--help", "--cfg job")}
+    assert times["--help"] < 1.6 * times["--cfg job"]  # 2.2 where Hydra copies its store for each group
 
 
 def test_help_shows_groups_and_values():
@@ -77,6 +106,8 @@ def test_a_trial_prints_its_table_and_where_it_lies(smoke):
     again = smoke("loss=triplet")
     assert "is finished already" in again.stdout
     assert again.stdout.split("Record:")[1] == done.stdout.split("Record:")[1]
+    places = [f"output_root={record.parents[5]}", f"data_root={record.parents[5].parent / 'data'}"]
+    assert imported_by("experiment=smoke", "trainer=cpu", "loss=triplet", *places) & HEAVY == set()
 
 
 @pytest.mark.parametrize(

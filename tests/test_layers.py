@@ -25,7 +25,7 @@ LAYERS = [
     ["queries", "intervals", "results", "statistics", "tables", "figures"],
     ["torchvision_import", "distributed", "metrics", "datasets", "augment", "sampling", "models", "figure_inputs"],
     ["losses", "objective", "model_folder", "features", "datamodule", "module", "callbacks"],
-    ["config", "composition", "recorded", "assembly", "evaluation", "fold_processes", "trial", "rank"],
+    ["config", "composition", "finished", "recorded", "assembly", "evaluation", "fold_processes", "trial", "rank"],
     ["evaluate", "reproduce"],
     ["command_line", "original_configs", "original", "prepare", "draw", "table", "study", "report", "submit"],
     ["__main__", "train"],
@@ -33,7 +33,7 @@ LAYERS = [
 RANK = {name: number for number, name in enumerate(name for names in LAYERS for name in names)}
 # modules that stay importable without torch, Lightning or Ax
 LIGHT = ["errors", "schema", "splits", "selection", "records", "environment", "search_spaces", "optima", "tables.trial"]
-LIGHT += ["config", "command_line", "original_configs", "figures", "__main__", "search_optimum", "queries"]
+LIGHT += ["config", "finished", "command_line", "original_configs", "figures", "__main__", "search_optimum", "queries"]
 LIGHT += ["stopping", "ranks", "statistics", "intervals", "results", "composition", "table", "study", "submit"]
 
 

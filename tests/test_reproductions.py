@@ -19,10 +19,11 @@ from mlrc_lightning import assembly, evaluation, trial
 from mlrc_lightning.config import seed_of_run, trial_settings
 from mlrc_lightning.errors import ConfigError, RecordError
 from mlrc_lightning.evaluation import TRUNK_BASELINES, load_module
+from mlrc_lightning.finished import objective_values
 from mlrc_lightning.metrics import METRICS
 from mlrc_lightning.queries import QUERIES_FILE, read_queries
 from mlrc_lightning.records import TrialRecord, read_json
-from mlrc_lightning.trial import objective_values, run_trial
+from mlrc_lightning.trial import run_trial
 from tests.reference import retrieval_by_loops
 
 ROOT = Path(__file__).parents[1]

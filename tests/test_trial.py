@@ -17,11 +17,12 @@ from mlrc_lightning.config import trial_settings
 from mlrc_lightning.datasets.glyphs import CHARACTERS, Glyphs
 from mlrc_lightning.errors import ConfigError, DatasetError, NonFiniteError, RecordError, SplitError
 from mlrc_lightning.evaluation import reduce_by_pca
+from mlrc_lightning.finished import finished_trial, objective_values
 from mlrc_lightning.metrics import METRICS, retrieval_metrics
-from mlrc_lightning.records import TrialRecord, read_json
+from mlrc_lightning.records import TrialRecord, read_json, write_json
 from mlrc_lightning.splits import FoldSplit
 from mlrc_lightning.tables.trial import render_trial
-from mlrc_lightning.trial import objective_values, run_trial
+from mlrc_lightning.trial import run_trial
 
 QUICK = ["schedule.iterations_per_epoch=2", "evaluation.baselines=false"]
 
@@ -108,6 +109,19 @@ def test_a_finished_trial_is_not_run_again(settings, folder, monkeypatch):
     record = run_trial(settings(*QUICK), folder)
     monkeypatch.setattr(trial, "_run_fold", lambda *_: pytest.fail("ran again"))
     assert run_trial(settings(*QUICK), folder) == record
+
+
+def test_a_finished_trial_is_known_by_its_folds_stage_and_settings(settings, folder):
+    assert finished_trial(settings(*QUICK), folder) is None
+    assert not folder.exists()
+    record = run_trial(settings(*QUICK, "fold=2"), folder)
+    assert finished_trial(settings(*QUICK, "fold=2"), folder) == record
+    assert finished_trial(settings(*QUICK), folder) is None  # three folds are left
+    assert finished_trial(settings(*QUICK, "fold=2", is_sweep_job=True), folder) is None  # a search has no test
+    with pytest.raises(RecordError, match="other settings .*seed: 0 there, 1 now"):
+        finished_trial(settings(*QUICK, "fold=2", "seed=1"), folder)
+    write_json(folder / "record.json", dataclasses.replace(record, status="failed", failure="RuntimeError: no"))
+    assert finished_trial(settings(*QUICK, "fold=2"), folder) is None
 
 
 def test_more_folds_reuse_the_finished_ones(settings, folder):

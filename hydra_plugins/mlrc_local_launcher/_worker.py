@@ -32,6 +32,7 @@ def main(descriptor: int, parent: int) -> None:
     faulthandler.enable()
     # what a job prints must not be lost with a process that is killed
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    is_first = True
     while True:
         try:
             job: HydraJob = cloudpickle.loads(line.recv_bytes())
@@ -41,7 +42,8 @@ def main(descriptor: int, parent: int) -> None:
         line.send_bytes(cloudpickle.dumps(("returned", returned)))
         if not goes_on:
             return
-        _tidy()
+        _tidy(is_first)
+        is_first = False
 
 
 def _run(job: HydraJob, line: Connection) -> tuple[JobReturn, bool]:
@@ -59,9 +61,15 @@ def _run(job: HydraJob, line: Connection) -> tuple[JobReturn, bool]:
         return portable(failed(job.overrides, error)), not isinstance(error, KeyboardInterrupt)
 
 
-def _tidy() -> None:
-    """Gives back the GPU memory that torch keeps: other workers may share the device."""
+def _tidy(is_first: bool) -> None:
+    """Gives back what the job left, and the GPU memory that torch keeps: other workers may share the device.
+
+    What is there after the first job, imports for the most part, is not looked through again: with torch and Lightning
+    that would take 0.1 to 0.2 s after every job.
+    """
     gc.collect()
+    if is_first:
+        gc.freeze()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()

@@ -7,6 +7,8 @@ import posixpath
 from collections.abc import Iterable, Sequence
 from urllib.parse import quote
 
+FOLDER = "report"
+"""Below `outputs`; nothing in it is read as a result, and what no page of a build is, the next build removes."""
 STYLE, SCRIPT = "report.css", "report.js"
 INDEX = "index.html"
 NAVIGATION = (

@@ -16,7 +16,7 @@ from mlrc_lightning.report import figure_pages
 from mlrc_lightning.report.comparisons import DEFAULT_METRIC, Comparisons, compare
 from mlrc_lightning.report.contents import BenchmarkTable, Contents, contents
 from mlrc_lightning.report.index_page import index_page
-from mlrc_lightning.report.layout import INDEX, SCRIPT, STYLE
+from mlrc_lightning.report.layout import FOLDER, INDEX, SCRIPT, STYLE
 from mlrc_lightning.report.places import run_page, search_page, set_page
 from mlrc_lightning.report.run_pages import run_document, set_document
 from mlrc_lightning.report.search_pages import search_document
@@ -29,8 +29,6 @@ from mlrc_lightning.tables.manifest import manifest
 
 log = logging.getLogger(__name__)
 
-FOLDER = "report"
-"""Below `outputs`; nothing in it is read as a result, and what no page of a build is, the next build removes."""
 _DRAWN = ".drawn"
 _ASSETS = Path(__file__).parent / "assets"
 

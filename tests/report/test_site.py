@@ -1,6 +1,7 @@
 """The whole report of a half-done study: nothing invented, every link resolves, no network, the same bytes again."""
 
 import json
+import os
 import re
 import shutil
 from posixpath import dirname, join, normpath
@@ -10,7 +11,7 @@ import pytest
 
 from mlrc_lightning.__main__ import main
 from mlrc_lightning.errors import RecordError
-from mlrc_lightning.report import site
+from mlrc_lightning.report import memory, site
 from mlrc_lightning.report.site import build
 from mlrc_lightning.tables.catalog import LOSSES
 
@@ -239,3 +240,31 @@ def test_the_command_says_where_the_report_is(empty, capsys):
     outputs, _ = empty
     main(["report", "--outputs", str(outputs)])
     assert capsys.readouterr().out == f"Written: {outputs}/report/index.html\n"
+
+
+def test_a_report_is_made_again_only_where_something_has_changed(empty, capsys, monkeypatch):
+    outputs, protocol = empty
+    write_half_done(outputs, protocol)
+
+    def made():
+        main(["report", "--outputs", str(outputs)])
+        return capsys.readouterr().out.startswith("Written")
+
+    assert made()
+    assert not made()
+    record = outputs / protocol / "cub200/arcface/reproduce/search-11111111/1/record.json"
+    os.utime(record)
+    assert made()
+    assert not made()
+    page = outputs / "report" / "figures.html"
+    page.unlink()
+    assert made()
+    assert page.exists()
+    assert not made()
+    record.with_name("evaluations.jsonl").write_text("{}\n")
+    assert made()
+    shutil.rmtree(record.parent)
+    assert made()
+    assert not made()
+    monkeypatch.setattr(memory, "version", lambda name: "2")
+    assert made()
