@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +29,7 @@ from mlrc_lightning.evaluation import (
     untrained_trunk_accuracies,
 )
 from mlrc_lightning.model_folder import file_digest, model_files, write_model_folder
-from mlrc_lightning.ranks import remove_ranks_folder, run_ranks
+from mlrc_lightning.ranks import rank_threads, remove_ranks_folder, run_ranks
 from mlrc_lightning.records import (
     RECORD_FILE,
     SCHEMA_VERSION,
@@ -123,7 +124,7 @@ def _run_trial(settings: TrialSettings, folder: Path, stop: StopSignals) -> Tria
                 val=mean_accuracies([fold.val for fold in folds]) if folds else None,
                 folds=tuple(folds),
                 test=test,
-                environment=environment(),
+                environment=environment() | _threads_of_ranks(settings),
                 started_at=started_at,
                 seconds=round(time.monotonic() - began, 3),
                 run=settings.run,
@@ -266,6 +267,12 @@ def _fold_result(
         seconds=round(seconds, 3),
         weight_digests={part: file_digest(path) for part, path in checkpoint.weights.items()},
     )
+
+
+def _threads_of_ranks(settings: TrialSettings) -> dict[str, int | None]:
+    """Returns the threads that computed the figures, where they were not this process's."""
+    num_ranks = settings.trainer.num_ranks
+    return {} if num_ranks == 1 else {"num_threads": rank_threads(os.environ, num_ranks)}
 
 
 def _claim(folder: Path, settings: TrialSettings) -> None:

@@ -30,9 +30,9 @@ def make_launcher(tmp_path: Path) -> Iterator[Callable[..., Launcher]]:
     """A launcher of the test app, set up as Hydra sets it up, without a sweeper: `make_launcher("mlrc_local")`."""
     state = Singleton.get_state()
 
-    def make(name: str, *overrides: str, task: Any = run.__wrapped__) -> Launcher:
+    def make(name: str, *overrides: str, task: Any = run.__wrapped__, folder: Path = APP / "conf") -> Launcher:
         GlobalHydra.instance().clear()
-        hydra = Hydra.create_main_hydra2("task", create_config_search_path(str(APP / "conf")))
+        hydra = Hydra.create_main_hydra2("task", create_config_search_path(str(folder)))
         config = hydra.compose_config(
             config_name="config",
             overrides=[f"hydra/launcher={name}", f"hydra.sweep.dir={tmp_path / 'out'}", *overrides],
