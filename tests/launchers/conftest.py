@@ -110,7 +110,7 @@ class FakeSlurm:
         for name in ("sbatch", "srun", "squeue", "scontrol", "sacct", "scancel"):
             (self.bin / name).write_text(source)
             (self.bin / name).chmod(0o755)
-        for name in ("bash", "sleep"):
+        for name in ("bash", "sleep", "mv"):
             (self.bin / name).symlink_to(str(shutil.which(name)))
 
     def answer(self, **answers: Any) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 import re
 import resource
 import shutil
@@ -169,6 +170,34 @@ def test_a_preempted_job_that_is_requeued_has_not_failed(make: Make, fake_slurm:
     assert len((tmp_path / "out/0/runs.txt").read_text().splitlines()) == 1
 
 
+@runs_jobs
+@pytest.mark.parametrize("requeues", [0, 1])
+def test_a_job_told_of_its_time_limit_is_requeued_as_often_as_wanted(
+    make: Make, fake_slurm: FakeSlurm, tmp_path: Path, requeues: int
+) -> None:
+    runs = tmp_path / "out/0/runs.txt"
+
+    def warn() -> None:
+        wait_for(lambda: runs.exists() and bool(runs.read_text()))
+        os.kill(int(runs.read_text().split()[0]), signal.SIGUSR2)
+
+    thread = threading.Thread(target=warn)
+    thread.start()
+    launcher = make("hydra.launcher.timeout_min=1", f"hydra.launcher.max_num_timeout={requeues}")
+    returned = launcher.launch([["behaviour=sleep_once", "seconds=30"]], 0)[0]
+    thread.join()
+    restarts = [line.split()[2] for line in runs.read_text().splitlines()]
+    if requeues:
+        assert returned.status == JobStatus.COMPLETED
+        assert restarts == ["0", "1"], "in its folder, where it goes on"
+    else:
+        error = error_of(returned)
+        assert isinstance(error, SlurmJobError)
+        assert error.state == "TIMEOUT"
+        assert "Raise `hydra.launcher.timeout_min`, or let jobs be requeued" in str(error)
+        assert restarts == ["0"]
+
+
 def leave_result(tmp_path: Path, returned: JobReturn, number: int = 0) -> None:
     job = job_file(tmp_path, number)
     path = tmp_path / f"out/.slurm/{number}/{job['token']}/{job['job_id']}_0_result.pkl"
@@ -302,8 +331,6 @@ def test_the_variables_of_the_drivers_own_job_are_not_handed_on(
         monkeypatch.setenv(name, value)
     make(AT_ONCE).launch([[]], 0)
     assert fake_slurm.jobs[0]["inherited"] == ["SLURM_CONF"]
-    import os
-
     assert os.environ["SLURM_JOB_ID"] == "77"
 
 
