@@ -178,7 +178,7 @@ def test_a_job_told_of_its_time_limit_is_requeued_as_often_as_wanted(
     runs = tmp_path / "out/0/runs.txt"
 
     def warn() -> None:
-        wait_for(lambda: runs.exists() and bool(runs.read_text()))
+        wait_for(runs.with_name("resumed.txt").exists)  # it sleeps, and would not sleep again
         os.kill(int(runs.read_text().split()[0]), signal.SIGUSR2)
 
     thread = threading.Thread(target=warn)
