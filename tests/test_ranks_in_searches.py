@@ -133,8 +133,8 @@ def test_ranks_in_local_workers_share_what_their_worker_has_and_end_with_it(tmp_
     assert sorted(map(sorted, devices.values())) == [["0,1"], ["2,3"]]
     for pid in (pid for pids in ranks.values() for pid in pids):
         decoded = memory_of(".uint8", pid)
-        assert decoded["Rss"] == decoded["Shared_Clean"] > 0, "the images in memory once, for all four"
-        assert decoded["Private_Clean"] == decoded["Private_Dirty"] == 0
+        assert decoded["Shared_Clean"] + decoded["Shared_Dirty"] > 0, "the images in memory once, for all four"
+        assert decoded["Anonymous"] == 0, "a copy of its own"
     workers = {name: {parent for parent, _ in found[name]} for name in found}
     (dead,), (alive,) = workers["0"], workers["1"]
     os.kill(dead, signal.SIGKILL)

@@ -62,5 +62,5 @@ def test_local_workers_share_the_memory_of_decoded_images(
         found = returned.return_value
         assert found["total"] == int(content.sum())
         assert found["Rss"] == found["Shared_Clean"] + found["Shared_Dirty"] >= NUM_BYTES
-        assert found["Private_Clean"] == found["Private_Dirty"] == 0
+        assert found["Private_Clean"] == found["Private_Dirty"] == found["Anonymous"] == 0
         assert found["Pss"] == pytest.approx(found["Rss"] / 2, rel=0.1), "each page is counted half, once in both"
