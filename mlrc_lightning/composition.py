@@ -19,6 +19,7 @@ from mlrc_lightning.records import write_json
 from mlrc_lightning.schema import read, suggestion
 
 _MEMORY = Path("tables") / ".compositions.json"
+_OF_THE_LAUNCHER = ("hydra.launcher.", "hydra/launcher=")
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,13 @@ def compose(overrides: Sequence[str], outputs: Path) -> Composition:
     """Returns what the overrides come to.
 
     Args:
-        overrides: As for `train.py`.
+        overrides: As for `train.py`. How jobs are launched (`hydra.launcher.…`) changes nothing here, and is not read.
         outputs: Where the memory is kept, below `tables`.
 
     Raises:
         MlrcError: The configuration is not acceptable, as `train.py` would say it.
     """
+    overrides = [word for word in overrides if not word.lstrip("+~").startswith(_OF_THE_LAUNCHER)]
     memory = outputs / _MEMORY
     key = _key(overrides)
     known = {}

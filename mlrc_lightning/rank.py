@@ -81,9 +81,12 @@ def device_of(settings: TrialSettings, number: int) -> torch.device:
     if trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and num_gpus == 0):
         return torch.device("cpu")
     if num_gpus < trainer.num_ranks:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         raise ConfigError(
-            f"trainer.devices={trainer.num_ranks}: expected as many GPUs, found {num_gpus}."
-            " Take fewer ranks, or trainer.accelerator=cpu."
+            f"trainer.devices={trainer.num_ranks}: expected as many GPUs, found {num_gpus}"
+            f"{'' if visible is None else f' (CUDA_VISIBLE_DEVICES={visible})'}. Take fewer ranks, or"
+            " trainer.accelerator=cpu; under a launcher, give each job as many GPUs: hydra.launcher.devices_per_worker"
+            " (mlrc_local), hydra.launcher.gpus_per_node (mlrc_slurm)."
         )
     return torch.device("cuda", number)
 

@@ -32,6 +32,8 @@ SETTINGS_FILE = "settings.json"
 TEST_FILE = "test.json"
 LOG_FILES = "MLRC_RANK_LOG_FILES"
 STORE_DESCRIPTOR = "MLRC_RANK_STORE"
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_WORKERS_SHARE = "MLRC_LOCAL_THREADS"  # set by hydra/launcher=mlrc_local, with the variables above
 _POLL_SECONDS = 0.1
 _SETTLE_SECONDS = 1.0  # for the failures of the others, which follow the first within milliseconds
 _GRACE_SECONDS = 50.0  # for the last rank to end once the first has
@@ -133,14 +135,13 @@ def _start(settings_file: Path, folder: Path, num_ranks: int, meeting: socket.so
 
 def rank_environment(given: Mapping[str, str], number: int, num_ranks: int, port: int) -> dict[str, str]:
     """Returns the environment of one rank: its place, this process's modules, and its share of the cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     handlers = [h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
     return {
-        "OMP_NUM_THREADS": str(max(1, cores // num_ranks)),
         "OMP_WAIT_POLICY": "PASSIVE",
         "TORCH_CPP_LOG_LEVEL": "ERROR",  # a warning of each rank that this batch left no parameter without gradient
         **({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}),
         **given,
+        **_threads(given, num_ranks),
         "RANK": str(number),
         "LOCAL_RANK": str(number),
         "WORLD_SIZE": str(num_ranks),
@@ -150,6 +151,26 @@ def rank_environment(given: Mapping[str, str], number: int, num_ranks: int, port
         "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
         LOG_FILES: os.pathsep.join(handler.baseFilename for handler in handlers),
     }
+
+
+def rank_threads(given: Mapping[str, str], num_ranks: int) -> int | None:
+    """Returns the CPU threads of each rank that is started with such an environment; None where that is unclear."""
+    wanted = {**given, **_threads(given, num_ranks)}["OMP_NUM_THREADS"].strip()
+    return int(wanted) if wanted.isdecimal() else None
+
+
+def _threads(given: Mapping[str, str], num_ranks: int) -> dict[str, str]:
+    """Returns the variables that divide the cores between the ranks; none where the user said how many threads."""
+    if _WORKERS_SHARE in given:
+        share = str(max(1, int(given[_WORKERS_SHARE]) // num_ranks))
+        # those that the launcher set have the worker's whole share; another value is the user's
+        return {name: share for name in _THREAD_VARIABLES if given.get(name) == given[_WORKERS_SHARE]}
+    if "OMP_NUM_THREADS" in given:
+        return {}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # a cluster that binds no job to its processors lets each see all of the node's
+    cores = min(cores, int(given.get("SLURM_CPUS_PER_TASK", cores)))
+    return {"OMP_NUM_THREADS": str(max(1, cores // num_ranks))}
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]], stop: StopSignals) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -52,7 +53,10 @@ def reproduce(
     settings = recorded_settings(record, config_folders, data_root)
     if exact:
         _require_the_same_packages(record)
-        torch.set_num_threads(record.environment.get("num_threads") or torch.get_num_threads())
+        threads = record.environment.get("num_threads") or torch.get_num_threads()
+        torch.set_num_threads(threads)
+        if settings.trainer.num_ranks > 1:
+            os.environ["OMP_NUM_THREADS"] = str(threads)  # of ranks, which are processes of their own
     new_folder = folder.with_name(name)
     again = run_trial(settings, new_folder)
     rows = [("validation, mean over folds", again.val, record.val)]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +30,7 @@ from mlrc_lightning.evaluation import (
 from mlrc_lightning.finished import finished_in
 from mlrc_lightning.fold_processes import train_at_once
 from mlrc_lightning.model_folder import file_digest, model_files, write_model_folder
-from mlrc_lightning.ranks import remove_ranks_folder, run_ranks
+from mlrc_lightning.ranks import rank_threads, remove_ranks_folder, run_ranks
 from mlrc_lightning.records import (
     RECORD_FILE,
     SCHEMA_VERSION,
@@ -119,7 +120,7 @@ def _run_trial(settings: TrialSettings, folder: Path, stop: StopSignals) -> Tria
                 val=mean_accuracies([fold.val for fold in folds]) if folds else None,
                 folds=tuple(folds),
                 test=test,
-                environment=environment(),
+                environment=environment() | _threads_of_ranks(settings),
                 started_at=started_at,
                 seconds=round(time.monotonic() - began, 3),
                 run=settings.run,
@@ -282,6 +283,12 @@ def _fold_result(
 
 def _frozen_weights(data: TrialData) -> dict[str, Path]:
     return {} if data.trainval.features is None else {"trunk": data.trainval.features.trunk_weights}
+
+
+def _threads_of_ranks(settings: TrialSettings) -> dict[str, int | None]:
+    """Returns the threads that computed the figures, where they were not this process's."""
+    num_ranks = settings.trainer.num_ranks
+    return {} if num_ranks == 1 else {"num_threads": rank_threads(os.environ, num_ranks)}
 
 
 def _finished_fold(folder: Path, settings: TrialSettings) -> FoldResult | None:

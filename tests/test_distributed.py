@@ -157,9 +157,9 @@ def ranks(request, tmp_path_factory):
     finally:
         for process in running:
             process.kill()
-    sys.stdout.write(
-        f"\n{request.param} ranks, {len(LOSSES) * len(SETTINGS)} cells: {time.perf_counter() - began:.0f} s\n"
-    )
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        cells = len(LOSSES) * len(SETTINGS)
+        sys.stdout.write(f"\n{request.param} ranks, {cells} cells: {time.perf_counter() - began:.0f} s\n")
     return [json.loads((folder / f"{number}.json").read_text()) for number in range(request.param)]
 
 

@@ -22,6 +22,7 @@ from mlrc_lightning.stopping import TrialStopped
 from mlrc_lightning.trial import run_trial
 
 from .losses.cases import LOSSES, NUM_CLASSES, SETTINGS, case
+from .test_distributed import EMBEDDING_SIZE, TinyTrunk, batch
 from .test_module import module_with_batchnorm
 
 QUICK = ["fold=0", "evaluation.baselines=false", "schedule.iterations_per_epoch=3", "trunk.model.width=8"]
@@ -56,6 +57,39 @@ def test_the_papers_optimum_is_finite_on_embeddings_of_16_bits(loss, setting):
             found = [raw.grad, *(p.grad for p in objective.parameters())]
             assert all(gradient.isfinite().all() for gradient in found if gradient is not None), precision
             assert all(p.dtype == torch.float32 for p in objective.parameters())
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_training_in_16_bits_goes_on_at_the_papers_optimum(loss, setting):
+    for precision, dtype in FLOATS.items():
+        objective = case(loss, setting).objective(EMBEDDING_SIZE, torch.float32)
+        torch.manual_seed(0)
+        module = EmbeddingModule(TinyTrunk(), nn.Linear(16, EMBEDDING_SIZE), objective).train()
+        parameters = list(module.parameters())
+        optimizer = torch.optim.RMSprop(parameters, lr=1e-4)
+        # gradients of 16 bits are scaled as Lightning scales them; a step whose gradients overflow halves the scale
+        scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16)
+        context = MixedPrecision(precision, "cpu", scaler=scaler if scaler.is_enabled() else None)
+        taken = 0
+        for number in range(20):
+            inputs, labels = batch(loss, number, torch.float32)
+            images = (128 + 40 * inputs).clamp(0, 255).byte().reshape(-1, 3, 2, 2)
+            optimizer.zero_grad()
+            with context.forward_context():
+                value = module.training_step((images, labels), number)
+            assert value.dtype == torch.float32
+            assert math.isfinite(value.item()), precision
+            before = [p.detach().clone() for p in parameters]
+            scale = scaler.get_scale()
+            scaler.scale(value).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            changed = not all(torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
+            assert not (changed and scaler.get_scale() < scale), "a step that overflowed was taken"
+            taken += scaler.get_scale() >= scale
+            assert all(p.isfinite().all() for p in parameters), precision
+        assert taken >= (20 if dtype == torch.bfloat16 else 10), (precision, taken, scaler.get_scale())
 
 
 @pytest.mark.parametrize(("precision", "dtype"), FLOATS.items())
@@ -153,6 +187,13 @@ def test_a_step_that_the_scaler_skips_changes_no_weight_and_no_schedule(settings
     assert rates == sorted(rates)
     assert len(set(rates)) == 3
     assert float16[-1].get_scale() == 2.0**19, "halved once"
+
+
+def test_deterministic_algorithms_are_taken_where_there_are_any(settings, tmp_path):
+    for wanted in (True, False):
+        build_trainer(settings(f"trainer.deterministic={str(wanted).lower()}"), tmp_path)
+        assert torch.are_deterministic_algorithms_enabled() == wanted
+        assert torch.is_deterministic_algorithms_warn_only_enabled() == wanted, "the others warn, and train on"
 
 
 def test_channels_last_is_the_same_network_in_another_layout(settings, tmp_path):

@@ -17,7 +17,7 @@ from mlrc_lightning.config import identity
 from mlrc_lightning.errors import ConfigError, NonFiniteError, RankError
 from mlrc_lightning.evaluation import evaluate_on_test_classes, load_module
 from mlrc_lightning.rank import device_of
-from mlrc_lightning.ranks import RankFailure, _first_failure, failure_file, rank_environment
+from mlrc_lightning.ranks import RankFailure, _first_failure, failure_file, rank_environment, rank_threads
 from mlrc_lightning.records import TrialRecord, as_json, read_json, write_json
 from mlrc_lightning.stopping import STOPPED
 from mlrc_lightning.trial import run_trial
@@ -172,6 +172,18 @@ def test_a_rank_has_its_share_of_the_cores_unless_told_otherwise():
     assert (environment["RANK"], environment["WORLD_SIZE"], environment["MASTER_PORT"]) == ("1", "2", "1234")
     assert environment["HOME"] == "here"
     assert rank_environment({"OMP_NUM_THREADS": "5"}, 0, 2, 1)["OMP_NUM_THREADS"] == "5"
+    # on a cluster that binds no job to its processors
+    assert rank_environment({"SLURM_CPUS_PER_TASK": "1"}, 0, 1, 1)["OMP_NUM_THREADS"] == "1"
+
+
+def test_the_ranks_of_a_local_worker_divide_its_share_and_no_number_of_the_users():
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "MLRC_LOCAL_THREADS")
+    environment = rank_environment({**dict.fromkeys(names, "6"), "MKL_NUM_THREADS": "5"}, 0, 3, 1)
+    assert [environment[name] for name in names] == ["2", "5", "2", "2", "6"]
+    assert rank_environment(dict.fromkeys(names, "1"), 0, 2, 1)["OMP_NUM_THREADS"] == "1"
+    assert rank_threads(dict.fromkeys(names, "6"), 3) == 2
+    assert rank_threads({"OMP_NUM_THREADS": "5"}, 2) == 5
+    assert rank_threads({"OMP_NUM_THREADS": "4,2"}, 2) is None
 
 
 @pytest.mark.parametrize(("overrides", "message"), [
@@ -193,9 +205,11 @@ def test_what_cannot_equal_one_process_is_refused(settings, overrides, message):
 ])  # fmt: skip
 def test_a_rank_has_a_gpu_of_its_own_or_none(settings, monkeypatch, accelerator, num_gpus, expected):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     s = settings("trainer=ddp", f"trainer.accelerator={accelerator}")
     if expected is None:
-        with pytest.raises(ConfigError, match=f"trainer.devices=2: expected as many GPUs, found {num_gpus}"):
+        found = rf"found {num_gpus} \(CUDA_VISIBLE_DEVICES=3\).*hydra.launcher.devices_per_worker"
+        with pytest.raises(ConfigError, match=f"trainer.devices=2: expected as many GPUs, {found}"):
             device_of(s, 1)
     else:
         assert device_of(s, 1) == torch.device(expected)

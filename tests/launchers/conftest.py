@@ -30,9 +30,9 @@ def make_launcher(tmp_path: Path) -> Iterator[Callable[..., Launcher]]:
     """A launcher of the test app, set up as Hydra sets it up, without a sweeper: `make_launcher("mlrc_local")`."""
     state = Singleton.get_state()
 
-    def make(name: str, *overrides: str, task: Any = run.__wrapped__) -> Launcher:
+    def make(name: str, *overrides: str, task: Any = run.__wrapped__, folder: Path = APP / "conf") -> Launcher:
         GlobalHydra.instance().clear()
-        hydra = Hydra.create_main_hydra2("task", create_config_search_path(str(APP / "conf")))
+        hydra = Hydra.create_main_hydra2("task", create_config_search_path(str(folder)))
         config = hydra.compose_config(
             config_name="config",
             overrides=[f"hydra/launcher={name}", f"hydra.sweep.dir={tmp_path / 'out'}", *overrides],
@@ -110,7 +110,7 @@ class FakeSlurm:
         for name in ("sbatch", "srun", "squeue", "scontrol", "sacct", "scancel"):
             (self.bin / name).write_text(source)
             (self.bin / name).chmod(0o755)
-        for name in ("bash", "sleep"):
+        for name in ("bash", "sleep", "mv"):
             (self.bin / name).symlink_to(str(shutil.which(name)))
 
     def answer(self, **answers: Any) -> None:

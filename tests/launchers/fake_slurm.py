@@ -49,7 +49,13 @@ def _sbatch(arguments: list[str]) -> int:
     inherited = sorted(name for name in os.environ if name.startswith("SLURM_"))
     if not answers.get("hold"):
         environment = {**os.environ, "SLURM_JOB_ID": job_id, "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
-        runner = f"bash {script}; echo $? > {HERE / job_id}.status"
+        # a job that was requeued begins anew once it has ended
+        runner = f"""restarts=0
+while bash {script}; code=$?; [ -e {HERE / job_id}.requeued ]; do
+    mv {HERE / job_id}.requeued {HERE / job_id}.was_requeued
+    restarts=$((restarts + 1)); export SLURM_RESTART_COUNT=$restarts
+done
+echo $code > {HERE / job_id}.status"""
         process = subprocess.Popen(
             ["bash", "-c", runner],
             env=environment,
@@ -112,6 +118,9 @@ def _scontrol(arguments: list[str]) -> int:
     if state is None:
         sys.stderr.write("slurm_load_jobs error: Invalid job id specified\n")
         return 1
+    if arguments[0] == "requeue":
+        (HERE / f"{state['id']}.requeued").touch()
+        return 0
     sys.stdout.write(
         f"JobId={state['id']} JobName=x JobState={state['state']} Reason={state['reason']} ExitCode={state['code']}\n"
     )

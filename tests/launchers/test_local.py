@@ -138,12 +138,13 @@ def test_a_job_that_cannot_be_composed_says_so(make_launcher: MakeLauncher) -> N
     assert "nonsense" in str(error_of(launcher.launch([["nonsense=1"]], 0)[0]))
 
 
-def test_workers_end_with_a_killed_launcher_and_take_their_children_along(app: App) -> None:
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGHUP])
+def test_workers_end_with_a_killed_launcher_and_take_their_children_along(app: App, by: signal.Signals) -> None:
     process = app.start("hydra/launcher=mlrc_local", "hydra.launcher.workers=2", "behaviour=sleep", "x=1,2")
     wait_for(lambda: len(app.runs(0)) == len(app.runs(1)) == 1)
     workers = [int(app.runs(job)[0].split()[0]) for job in (0, 1)]
     assert all(is_running(pid) for pid in workers)
-    process.send_signal(signal.SIGKILL)
+    process.send_signal(by)
     process.communicate()
     wait_for(lambda: not any(is_running(pid) for pid in workers), 10)
 
@@ -216,13 +217,14 @@ def test_devices_and_threads_are_divided(settings: dict, devices: list, threads:
     slots = divide(**{**SETTINGS, **settings})
     assert of(slots, "CUDA_VISIBLE_DEVICES") == devices
     assert of(slots, "OMP_NUM_THREADS") == of(slots, "MKL_NUM_THREADS") == [threads] * len(devices)
+    assert of(slots, "MLRC_LOCAL_THREADS") == [threads] * len(devices)
 
 
 @pytest.mark.usefixtures("eight_cores")
 def test_threads_that_the_user_set_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     slots = divide(**{**SETTINGS, "workers": 4})
-    assert of(slots, "OMP_NUM_THREADS") == [None] * 4
+    assert of(slots, "OMP_NUM_THREADS") == of(slots, "MLRC_LOCAL_THREADS") == [None] * 4
     assert of(slots, "MKL_NUM_THREADS") == ["2"] * 4
 
 

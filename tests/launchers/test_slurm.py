@@ -3,6 +3,10 @@
 import dataclasses
 import json
 import logging
+import os
+import re
+import resource
+import shutil
 import signal
 import threading
 import time
@@ -18,8 +22,9 @@ from hydra.plugins.launcher import Launcher
 from hydra_plugins.mlrc_slurm_launcher._errors import SlurmJobError, SlurmLauncherError
 from hydra_plugins.mlrc_slurm_launcher._files import JobFile, JobFolder, read_json
 from hydra_plugins.mlrc_slurm_launcher._task import SupersededError
+from hydra_plugins.mlrc_slurm_launcher.config import MLRCSlurmLauncherConf
 
-from .conftest import App, FakeSlurm, error_of
+from .conftest import APP, ROOT, App, FakeSlurm, error_of
 from .test_local import wait_for
 
 pytest.importorskip("submitit")
@@ -34,6 +39,12 @@ Make = Callable[..., Any]
 @pytest.fixture
 def make(make_launcher: Callable[..., Launcher], fake_slurm: FakeSlurm) -> Make:
     return lambda *overrides: make_launcher("mlrc_slurm", *QUICK, *overrides)
+
+
+@pytest.fixture
+def config_folder(tmp_path: Path) -> Path:
+    """The test app's configuration, to be added to."""
+    return Path(shutil.copytree(APP / "conf", tmp_path / "conf"))
 
 
 # a job is an interpreter of its own, and imports Hydra: a second, and several on a busy machine
@@ -159,6 +170,34 @@ def test_a_preempted_job_that_is_requeued_has_not_failed(make: Make, fake_slurm:
     assert len((tmp_path / "out/0/runs.txt").read_text().splitlines()) == 1
 
 
+@runs_jobs
+@pytest.mark.parametrize("requeues", [0, 1])
+def test_a_job_told_of_its_time_limit_is_requeued_as_often_as_wanted(
+    make: Make, fake_slurm: FakeSlurm, tmp_path: Path, requeues: int
+) -> None:
+    runs = tmp_path / "out/0/runs.txt"
+
+    def warn() -> None:
+        wait_for(runs.with_name("resumed.txt").exists)  # it sleeps, and would not sleep again
+        os.kill(int(runs.read_text().split()[0]), signal.SIGUSR2)
+
+    thread = threading.Thread(target=warn)
+    thread.start()
+    launcher = make("hydra.launcher.timeout_min=1", f"hydra.launcher.max_num_timeout={requeues}")
+    returned = launcher.launch([["behaviour=sleep_once", "seconds=30"]], 0)[0]
+    thread.join()
+    restarts = [line.split()[2] for line in runs.read_text().splitlines()]
+    if requeues:
+        assert returned.status == JobStatus.COMPLETED
+        assert restarts == ["0", "1"], "in its folder, where it goes on"
+    else:
+        error = error_of(returned)
+        assert isinstance(error, SlurmJobError)
+        assert error.state == "TIMEOUT"
+        assert "Raise `hydra.launcher.timeout_min`, or let jobs be requeued" in str(error)
+        assert restarts == ["0"]
+
+
 def leave_result(tmp_path: Path, returned: JobReturn, number: int = 0) -> None:
     job = job_file(tmp_path, number)
     path = tmp_path / f"out/.slurm/{number}/{job['token']}/{job['job_id']}_0_result.pkl"
@@ -264,6 +303,26 @@ def test_sbatch_is_asked_for_what_the_config_says(make: Make, hold: Make, fake_s
     assert "--cpus-per-task=8 /opt/python -u -m submitit.core._submit" in command
 
 
+def test_the_documented_configuration_of_a_cluster_comes_to_sbatch(
+    make_launcher: Callable[..., Launcher], hold: Make, fake_slurm: FakeSlurm, config_folder: Path
+) -> None:
+    text = (ROOT / "docs" / "launchers.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```yaml\n(# conf/hydra/launcher/cluster.yaml.*?)```", text, re.DOTALL)
+    (config_folder / "hydra" / "launcher").mkdir(parents=True)
+    (config_folder / "hydra" / "launcher" / "cluster.yaml").write_text(example, encoding="utf-8")
+    hold(job_1=LOST_NODE)
+    make_launcher("cluster", *QUICK, AT_ONCE, folder=config_folder).launch([[]], 0)
+    script = Path(fake_slurm.jobs[0]["script"]).read_text().splitlines()
+    wanted = ["partition=gpu", "account=my_lab", "qos=normal", "time=720", "nodes=1", "ntasks-per-node=1"]
+    wanted += ["gpus-per-node=1", "cpus-per-task=16", "mem=120GB", "mail-type=FAIL", "reservation=spring", "requeue"]
+    assert {f"#SBATCH --{option}" for option in wanted} <= set(script)
+    trap = next(number for number, line in enumerate(script) if line.startswith("trap "))
+    assert script[trap + 1 : trap + 3] == ["module load cuda/12.4", "source $HOME/mlrc/.venv/bin/activate"]
+    documented = set(re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| .* \|$", text.partition("## mlrc_slurm")[2], re.MULTILINE))
+    keys = {key for cell in documented for key in re.findall(r"`(\w+)`", cell)}
+    assert keys == {field.name for field in dataclasses.fields(MLRCSlurmLauncherConf)} - {"_target_"}
+
+
 def test_the_variables_of_the_drivers_own_job_are_not_handed_on(
     make: Make, hold: Make, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,8 +331,6 @@ def test_the_variables_of_the_drivers_own_job_are_not_handed_on(
         monkeypatch.setenv(name, value)
     make(AT_ONCE).launch([[]], 0)
     assert fake_slurm.jobs[0]["inherited"] == ["SLURM_CONF"]
-    import os
-
     assert os.environ["SLURM_JOB_ID"] == "77"
 
 
@@ -348,12 +405,14 @@ def test_a_job_under_way_with_other_settings_is_not_taken_for_this_one(make: Mak
 
 
 @runs_jobs
-def test_a_killed_driver_finds_its_jobs_again(app: App, fake_slurm: FakeSlurm) -> None:
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGHUP])  # SIGHUP: the SSH session is closed
+def test_a_killed_driver_finds_its_jobs_again(app: App, fake_slurm: FakeSlurm, by: signal.Signals) -> None:
     command = ("hydra/launcher=mlrc_slurm", *QUICK, "x=1,2", "behaviour=sleep", "seconds=4")
     process = app.start(*command)
     wait_for(lambda: len(app.runs(0)) == len(app.runs(1)) == 1)
-    process.send_signal(signal.SIGKILL)
+    process.send_signal(by)
     process.communicate()
+    assert process.returncode == -by
     output = app(*command)
     assert "#0 : SLURM job 1 of" in output
     assert len(fake_slurm.jobs) == 2
@@ -404,31 +463,48 @@ def test_a_submission_that_never_was_is_made_and_its_late_twin_does_not_run(
         twin._claim("1")
 
 
+GRID = (
+    *("hydra/launcher=mlrc_slurm", *QUICK, "hydra/sweeper=mlrc_ax", "hydra.sweeper.n_parallel=3"),
+    *("hydra.sweeper.generation.method=grid", "hydra.sweeper.report=false", "hydra.sweeper.max_failures=9"),
+    *("hydra.sweeper.ax_config.max_trials=9", "hydra.sweeper.ax_config.experiment.objective_name=doubled"),
+)
+
+
+def ledger_of(app: App, type_: str) -> list[dict[str, Any]]:
+    path = app.folder / "out/ledger.jsonl"
+    lines = [line for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+    return [record["payload"] for record in map(json.loads, lines) if record["type"] == type_]
+
+
+@runs_jobs
+def test_a_disk_that_fills_up_ends_the_search_which_then_goes_on(app: App, fake_slurm: FakeSlurm) -> None:
+    command = (*GRID, "behaviour=sleep", "seconds=1", "x=int(interval(1,9))")
+    process = app.start(*command)
+    wait_for(lambda: len(ledger_of(app, "result")) >= 2, 120)
+    # the next record is written in part, as where the disk has no room for the rest of it
+    limit = (app.folder / "out/ledger.jsonl").stat().st_size + 20
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "All earlier results are safe; make room and repeat the command" in output
+    app(*command)
+    assert sorted(p["metrics"]["doubled"]["mean"] for p in ledger_of(app, "result")) == [2 * x for x in range(1, 10)]
+    assert {p["job"] for p in ledger_of(app, "started")} == set(range(9))
+    assert [len(app.runs(job)) for job in range(9)] == [1] * 9, "a job that ran was run again"
+
+
 @runs_jobs
 def test_a_search_killed_twice_loses_nothing_and_runs_nothing_twice(app: App, fake_slurm: FakeSlurm) -> None:
-    command = (
-        *("hydra/launcher=mlrc_slurm", *QUICK, "hydra/sweeper=mlrc_ax", "hydra.sweeper.n_parallel=3"),
-        *("hydra.sweeper.generation.method=grid", "hydra.sweeper.report=false", "hydra.sweeper.max_failures=9"),
-        *("hydra.sweeper.ax_config.max_trials=9", "hydra.sweeper.ax_config.experiment.objective_name=doubled"),
-        *("behaviour=kill_first", "x=int(interval(1,9))"),
-    )
-    ledger = app.folder / "out/ledger.jsonl"
-
-    def records(type_: str) -> list[dict[str, Any]]:
-        if not ledger.exists():
-            return []
-        lines = [line for line in ledger.read_text().splitlines() if line.endswith("}")]
-        return [r["payload"] for r in map(json.loads, lines) if r["type"] == type_]
-
+    command = (*GRID, "behaviour=kill_first", "x=int(interval(1,9))")
     for stop in (2, 5):
         process = app.start(*command)
-        wait_for(lambda stop=stop: len(records("result")) >= stop, 120)
+        wait_for(lambda stop=stop: len(ledger_of(app, "result")) >= stop, 120)
         process.send_signal(signal.SIGKILL)
         process.communicate()
     app(*command)
-    jobs = {p["job"] for p in records("started")}
+    jobs = {p["job"] for p in ledger_of(app, "started")}
     assert len(jobs) == len(fake_slurm.jobs) == 10
     assert all(len(app.runs(job)) == 1 for job in jobs)
-    assert {p["job"]: p["id"] for p in records("submitted")}.keys() == jobs
-    assert sorted(p["metrics"]["doubled"]["mean"] for p in records("result")) == [2 * x for x in range(1, 10)]
-    assert [p["state"] for p in records("job_failed")] == ["FAILED"]
+    assert {p["job"]: p["id"] for p in ledger_of(app, "submitted")}.keys() == jobs
+    assert sorted(p["metrics"]["doubled"]["mean"] for p in ledger_of(app, "result")) == [2 * x for x in range(1, 10)]
+    assert [p["state"] for p in ledger_of(app, "job_failed")] == ["FAILED"]

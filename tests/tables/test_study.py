@@ -73,6 +73,15 @@ def test_the_published_setting_needs_no_search(tmp_path):
     assert steps[0].arguments[0] == "-m"
 
 
+def test_options_of_the_launcher_reach_every_command_and_change_no_protocol(tmp_path, protocol):
+    options = ("hydra.launcher.partition=gpu", "+hydra.launcher.additional_parameters.reservation=spring")
+    wanted = study(tmp_path, launcher="slurm", overrides=options)
+    assert wanted.composition().protocol == protocol
+    for step in plan(wanted):
+        assert set(options) < set(step.arguments)
+        assert step.arguments[-1] == "hydra/launcher=mlrc_slurm"
+
+
 def test_what_is_done_is_not_done_again(tmp_path, protocol):
     fakes.write_search(tmp_path, "arcface", 2, [(MARGIN, (0.4,)), ({"x": 1}, (0.1,))], "max_trials", protocol=protocol)
     write_runs(tmp_path, protocol, "arcface", 3)
