@@ -26,18 +26,20 @@ from pytorch_lightning.loops.progress import _ProcessedTracker
 from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 
-from mlrc_lightning.augment import TrainTransform
+from mlrc_lightning.augment import TrainTransform, require_augmentation
 from mlrc_lightning.config import is_the_papers_split
-from mlrc_lightning.datamodule import FoldDataModule, Pixels
-from mlrc_lightning.datasets.cache import Half, cached_images
+from mlrc_lightning.datamodule import FoldDataModule, Pixels, ResidentPixels
+from mlrc_lightning.datasets.cache import CachedImages, Half, ResizedImages, cached_images, uncached_images
 from mlrc_lightning.datasets.images import LabeledImages, check_classes
 from mlrc_lightning.distributed import world_size
-from mlrc_lightning.errors import ConfigError, MlrcError
+from mlrc_lightning.errors import ConfigError, DiskFullError, MlrcError
 from mlrc_lightning.module import LOSS, MODEL, EmbeddingModule, Schedule, Scheduler
 from mlrc_lightning.objective import Objective
 from mlrc_lightning.sampling import Batches
 from mlrc_lightning.schema import Target, TrialSettings
 from mlrc_lightning.splits import FoldSplit, Indices, Splitter, checked_folds, trainval_images
+
+log = logging.getLogger(__name__)
 
 _ORIGINS = ("archive", "download", "sources")
 """Arguments of a dataset that say how its files come to be there, and not which they are."""
@@ -46,23 +48,31 @@ _ORIGINS = ("archive", "download", "sources")
 class TrialData:
     """The images of one trial: labels of all, pixels of those to train and validate on, and of test where allowed.
 
-    Both halves are decoded before training, so that a broken file is found before hours of it, and not after.
+    Both halves are decoded before training, so that a broken file is found before hours of it, and not after. Where the
+    disk has no room for them, they are decoded once to see that they can be, and then again whenever they are needed.
 
     Args:
         settings: Of the trial; its stage decides whether test images can be reached at all.
+        needs_cache: Whether a disk without room is an error.
 
     Attributes:
         images: The dataset.
         splits: Of the folds of this trial.
         trainval: Pixels of the images that some fold trains or validates on.
+        resident: Those pixels on the training device; None where they are not to be there.
         test_queries: Dataset indices of the test images that query the others; None: all query each other.
+        description: Of the dataset, for the record.
+        data_path: How its pixels come to the trunk, for the record.
 
     Raises:
         DatasetError: The dataset is missing, broken, or cannot be split so.
+        ConfigError: The augmentation is not installed, or there is nothing to keep on the device.
     """
 
-    def __init__(self, settings: TrialSettings) -> None:
+    def __init__(self, settings: TrialSettings, *, needs_cache: bool = False) -> None:
+        require_augmentation(settings.trainer.augmentation)
         self._settings = settings
+        self._needs_cache = needs_cache
         self.images: LabeledImages = build(settings.dataset.images, "dataset.images")
         self.num_classes = len(self.images.class_names)
         check_classes(self.images, settings.dataset.min_images_per_class)
@@ -73,12 +83,22 @@ class TrialData:
         self.test_queries = all_folds[0].queries
         self.trainval = self._pixels("trainval", trainval_images(all_folds))
         self._test = self._pixels("test", all_folds[0].test) if settings.opens_test_classes else None
+        self.resident = self._on_the_device() if settings.trainer.resident_cache else None
         self.description = {
             "name": settings.dataset.name,
             "num_classes": self.num_classes,
             "num_images": len(self.images.labels),
             "num_trainval_images": len(self.trainval.cache.indices),
             "trainval_fingerprint": self.images.fingerprint(self.trainval.cache.indices),
+        }
+        halves = {"trainval": self.trainval, **({} if self._test is None else {"test": self._test})}
+        self.data_path = {
+            "augmentation": settings.trainer.augmentation,
+            "resident_cache": settings.trainer.resident_cache,
+            "pixels": {
+                half: "cached" if isinstance(pixels.cache, CachedImages) else "decoded on the fly"
+                for half, pixels in halves.items()
+            },
         }
 
     @property
@@ -105,8 +125,24 @@ class TrialData:
         )
         arguments = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
         folder = Path(settings.data_root) / "cache" / settings.dataset.name / f"{resize}-{arguments}"
-        cache = cached_images(self.images, indices, resize, folder, half)
+        cache: ResizedImages
+        try:
+            cache = cached_images(self.images, indices, resize, folder, half)
+        except DiskFullError as error:
+            if self._needs_cache:
+                raise
+            log.warning("%s Until then images are decoded whenever they are needed: same pixels, more time.", error)
+            cache = uncached_images(self.images, indices, resize, folder, half)
         return Pixels(cache, self.images.labels)
+
+    def _on_the_device(self) -> ResidentPixels:
+        cache = self.trainval.cache
+        if not isinstance(cache, CachedImages):
+            raise ConfigError(
+                "trainer.resident_cache=true: expected decoded images on disk, found no room for them there. Free some"
+                " space, name another folder with data_root=FOLDER, or leave trainer.resident_cache=false."
+            )
+        return ResidentPixels(cache)
 
 
 def build(target: Target, path: str, *arguments: Any, **facts: Any) -> Any:
@@ -314,6 +350,8 @@ def build_datamodule(settings: TrialSettings, data: TrialData, split: FoldSplit)
         evaluation_batch_size=settings.evaluation.batch_size,
         seed=seed,
         num_workers=settings.trainer.num_workers,
+        augmentation=settings.trainer.augmentation,
+        resident=data.resident,
     )
 
 

@@ -27,6 +27,8 @@ STAGES = ("train", "search", "reproduce", "untrained")
 RUN_STAGES = ("reproduce", "untrained")
 """Stages of numbered runs, each with a seed of its own."""
 STRATEGIES = ("auto", "ddp")
+AUGMENTATIONS = ("pil", "opencv", "device")
+"""What crops and flips training images: Pillow, OpenCV, or the device that trains."""
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 INTERVALS = ("iteration", "epoch", "plateau")
 """When a scheduler is stepped: after a batch, after an epoch, or after a validation, with its MAP@R."""
@@ -239,6 +241,8 @@ class TrainerSettings:
         channels_last: Order of the trunk's weights and images in memory.
         compile: Whether the trunk goes through torch.compile.
         checkpoint_every_n_iterations: How often the state of a training is saved between validations; None: never.
+        augmentation: What crops and flips training images: one of `AUGMENTATIONS`.
+        resident_cache: Keep the decoded images on the device; with augmentation=device alone.
     """
 
     accelerator: str
@@ -250,9 +254,15 @@ class TrainerSettings:
     channels_last: bool
     compile: bool
     checkpoint_every_n_iterations: int | None
+    augmentation: str = "pil"  # older records have neither
+    resident_cache: bool = False
 
     def __post_init__(self) -> None:
         _require_one_of("trainer.precision", PRECISIONS, self.precision)
+        _require_one_of("trainer.augmentation", AUGMENTATIONS, self.augmentation)
+        if self.resident_cache:
+            expected = "device with trainer.resident_cache=true, because a processor has no use for images elsewhere"
+            _require(self.augmentation == "device", "trainer.augmentation", expected, self.augmentation)
         _require_one_of("trainer.strategy", STRATEGIES, self.strategy)
         _require(self.num_workers >= 0, "trainer.num_workers", ">= 0", self.num_workers)
         every = self.checkpoint_every_n_iterations
