@@ -68,10 +68,13 @@ class TrainTransform:
     def box(self, height: int, width: int, random: np.random.Generator) -> tuple[int, int, int, int]:
         """Draws top, left, height, width of the crop: ten attempts, then the largest centre box of a legal ratio."""
         area = height * width
-        log_ratio = (math.log(self.ratio[0]), math.log(self.ratio[1]))
+        smallest, area_range = self.scale[0], self.scale[1] - self.scale[0]
+        narrowest = math.log(self.ratio[0])
+        log_ratio_range = math.log(self.ratio[1]) - narrowest
         for _ in range(10):
-            target_area = area * random.uniform(*self.scale)
-            ratio = math.exp(random.uniform(*log_ratio))
+            # what Generator.uniform computes, at half its cost
+            target_area = area * (smallest + area_range * random.random())
+            ratio = math.exp(narrowest + log_ratio_range * random.random())
             crop_width = round(math.sqrt(target_area * ratio))
             crop_height = round(math.sqrt(target_area / ratio))
             if 0 < crop_width <= width and 0 < crop_height <= height:

@@ -8,6 +8,7 @@ where the images are. So a crop is the same to the last bit on every device, and
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from mlrc_lightning.augment import Crop
 
 _PRECISION_BITS = 22
 """Of Pillow's fixed-point weights: 32 bits, less 8 of a pixel and 2 of the sum (Resample.c, PRECISION_BITS)."""
+_LENGTHS_A_TABLE = 128
 _SOME_GO_DOWN_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
 """Whether this Pillow resizes an image down before across where that is less work; until 12 it never did."""
 
@@ -33,9 +35,9 @@ class Crops(NamedTuple):
         pixels: Where the images are, pixel after pixel; (P, 3), uint8. None of them where they are on the device.
         lines: Position in `pixels` of the first pixel of each line of each box, or of each column of a turned one;
             (B, L), int64. L is that of the largest box; a smaller one repeats its last line.
-        steps: From there to the pixels that make each new one of the line; (B, S, K), int64.
+        steps: From there to the pixels that make each new one of the line; (B, S, K), int32.
         weights: Their weights, in units of 2^-22; (B, S, K), int32.
-        rows: The lines that make each new one; (B, S, M), int64.
+        rows: The lines that make each new one; (B, S, M), int32.
         row_weights: Their weights; (B, S, M), int32.
         is_turned: (B,), bool.
     """
@@ -73,7 +75,7 @@ def crops_of(
     ):
         for part in taps:
             part[flipped] = part[flipped, ::-1]
-    steps *= np.where(is_turned, strides, 1)[:, None, None]
+    steps *= np.where(is_turned, strides, 1).astype(np.int32)[:, None, None]
     numbers = np.minimum(np.arange(across.max()), across[:, None] - 1)
     lines = numbers * np.where(is_turned, 1, strides)[:, None] + first_pixels[:, None]
     parts = (lines, steps, weights, rows, row_weights, is_turned)
@@ -109,23 +111,37 @@ def resize_crops(crops: Crops, pixels: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).contiguous()
 
 
-def _triangles(sizes: NDArray[np.int64], new_size: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+def _triangles(lengths: NDArray[np.int64], size: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Returns which old pixels make each new one along an axis, and their weights; both (B, S, K).
 
-    A triangle as wide as two new pixels, or two old ones where these are the larger: K is the most that one reaches.
-    The arithmetic is Pillow's, in its order.
-
     Args:
-        sizes: Old pixels along the axis, of each image; (B,).
-        new_size: S.
+        lengths: Old pixels along the axis, of each image; (B,).
+        size: S.
+    """
+    longest = -(-int(lengths.max()) // _LENGTHS_A_TABLE) * _LENGTHS_A_TABLE
+    taps, weights, num_taps = _triangles_of_all_lengths(longest, size)
+    most = int(num_taps[lengths].max())
+    return taps[lengths, :, :most], weights[lengths, :, :most]
+
+
+@lru_cache(maxsize=8)
+def _triangles_of_all_lengths(
+    longest: int, size: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
+    """Returns taps and weights of each length from 0 to the longest, (L, S, K), and how many of a length count, (L,).
+
+    A triangle as wide as two new pixels, or two old ones where these are the larger. The arithmetic is Pillow's, in its
+    order.
 
     Source: Pillow, Resample.c: precompute_coeffs, normalize_coeffs_8bpc, bilinear_filter.
     """
-    scale = (sizes / new_size)[:, None]
+    lengths = np.arange(longest + 1)
+    lengths[0] = 1  # no image has it
+    scale = (lengths / size)[:, None]
     reach = np.maximum(scale, 1.0)
-    centers = (np.arange(new_size) + 0.5) * scale
+    centers = (np.arange(size) + 0.5) * scale
     first = np.maximum((centers - reach + 0.5).astype(np.int64), 0)
-    behind = np.minimum((centers + reach + 0.5).astype(np.int64), sizes[:, None])
+    behind = np.minimum((centers + reach + 0.5).astype(np.int64), lengths[:, None])
     taps = first[..., None] + np.arange((behind - first).max())
     weights = 1.0 - np.abs((taps - centers[..., None] + 0.5) * (1.0 / reach)[..., None])
     weights[(weights < 0.0) | (taps >= behind[..., None])] = 0.0
@@ -133,4 +149,5 @@ def _triangles(sizes: NDArray[np.int64], new_size: int) -> tuple[NDArray[np.int6
     for tap in range(weights.shape[2]):
         total += weights[..., tap]
     fixed = (0.5 + weights / total[..., None] * (1 << _PRECISION_BITS)).astype(np.int32)
-    return np.minimum(taps, sizes[:, None, None] - 1), fixed
+    inside = np.minimum(taps, lengths[:, None, None] - 1).astype(np.int32)
+    return inside, fixed, (behind - first).max(axis=1)
