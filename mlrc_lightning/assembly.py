@@ -27,13 +27,13 @@ from pytorch_lightning.loops.progress import _ProcessedTracker
 from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 
-from mlrc_lightning.augment import TrainTransform
+from mlrc_lightning.augment import TrainTransform, require_augmentation
 from mlrc_lightning.config import is_the_papers_split
-from mlrc_lightning.datamodule import FoldDataModule, Pixels
-from mlrc_lightning.datasets.cache import CachedImages, Half, cached_images
+from mlrc_lightning.datamodule import FoldDataModule, Pixels, ResidentPixels
+from mlrc_lightning.datasets.cache import CachedImages, Half, ResizedImages, cached_images, uncached_images
 from mlrc_lightning.datasets.images import LabeledImages, check_classes
 from mlrc_lightning.distributed import world_size
-from mlrc_lightning.errors import ConfigError, MlrcError
+from mlrc_lightning.errors import ConfigError, DiskFullError, MlrcError
 from mlrc_lightning.features import CachedFeatures, cached_features
 from mlrc_lightning.model_folder import file_digest
 from mlrc_lightning.models.frozen import FrozenTrunk
@@ -44,6 +44,8 @@ from mlrc_lightning.sampling import Batches
 from mlrc_lightning.schema import Target, TrialSettings
 from mlrc_lightning.splits import FoldSplit, Indices, Splitter, checked_folds, trainval_images
 
+log = logging.getLogger(__name__)
+
 _ORIGINS = ("archive", "download", "sources")
 """Arguments of a dataset that say how its files come to be there, and not which they are."""
 
@@ -51,23 +53,31 @@ _ORIGINS = ("archive", "download", "sources")
 class TrialData:
     """The images of one trial: labels of all, pixels of those to train and validate on, and of test where allowed.
 
-    Both halves are decoded before training, so that a broken file is found before hours of it, and not after.
+    Both halves are decoded before training, so that a broken file is found before hours of it, and not after. Where the
+    disk has no room for them, they are decoded once to see that they can be, and then again whenever they are needed.
 
     Args:
         settings: Of the trial; its stage decides whether test images can be reached at all.
+        needs_cache: Whether a disk without room is an error.
 
     Attributes:
         images: The dataset.
         splits: Of the folds of this trial.
         trainval: Pixels of the images that some fold trains or validates on.
+        resident: Those pixels on the training device; None where they are not to be there.
         test_queries: Dataset indices of the test images that query the others; None: all query each other.
+        description: Of the dataset, for the record.
+        data_path: How its pixels come to the trunk, for the record.
 
     Raises:
         DatasetError: The dataset is missing, broken, or cannot be split so.
+        ConfigError: The augmentation is not installed, or there is nothing to keep on the device.
     """
 
-    def __init__(self, settings: TrialSettings) -> None:
+    def __init__(self, settings: TrialSettings, *, needs_cache: bool = False) -> None:
+        require_augmentation(settings.trainer.augmentation)
         self._settings = settings
+        self._needs_cache = needs_cache
         self.images: LabeledImages = build(settings.dataset.images, "dataset.images")
         self.num_classes = len(self.images.class_names)
         check_classes(self.images, settings.dataset.min_images_per_class)
@@ -78,6 +88,7 @@ class TrialData:
         self.test_queries = all_folds[0].queries
         self.trainval = self._pixels("trainval", trainval_images(all_folds))
         self._test = self._pixels("test", all_folds[0].test) if settings.opens_test_classes else None
+        self.resident = self._on_the_device() if settings.trainer.resident_cache else None
         self.description = {
             "name": settings.dataset.name,
             "num_classes": self.num_classes,
@@ -87,6 +98,15 @@ class TrialData:
         }
         if self.trainval.features is not None:
             self.description["frozen_features"] = self.trainval.features.description()
+        halves = {"trainval": self.trainval, **({} if self._test is None else {"test": self._test})}
+        self.data_path = {
+            "augmentation": settings.trainer.augmentation,
+            "resident_cache": settings.trainer.resident_cache,
+            "pixels": {
+                half: "cached" if isinstance(pixels.cache, CachedImages) else "decoded on the fly"
+                for half, pixels in halves.items()
+            },
+        }
 
     @cached_property
     def trunk(self) -> Trunk:
@@ -124,8 +144,18 @@ class TrialData:
         )
         arguments = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
         folder = Path(settings.data_root) / "cache" / settings.dataset.name / f"{resize}-{arguments}"
-        cache = cached_images(self.images, indices, resize, folder, half)
-        features = self._features(half, cache) if settings.trunk.frozen else None
+        cache: ResizedImages
+        try:
+            cache = cached_images(self.images, indices, resize, folder, half)
+        except DiskFullError as error:
+            if self._needs_cache or settings.trunk.frozen:
+                raise
+            log.warning("%s Until then images are decoded whenever they are needed: same pixels, more time.", error)
+            cache = uncached_images(self.images, indices, resize, folder, half)
+        features = None
+        if settings.trunk.frozen:
+            assert isinstance(cache, CachedImages)
+            features = self._features(half, cache)
         return Pixels(cache, self.images.labels, features)
 
     def _features(self, half: Half, cache: CachedImages) -> CachedFeatures:
@@ -141,6 +171,15 @@ class TrialData:
         key = {"name": settings.trunk.name, "model": model}
         device = torch.device("cuda" if settings.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
         return cached_features(cache, train_transform(settings), num_views, lambda: self.trunk, key, device, half)
+
+    def _on_the_device(self) -> ResidentPixels:
+        cache = self.trainval.cache
+        if not isinstance(cache, CachedImages):
+            raise ConfigError(
+                "trainer.resident_cache=true: expected decoded images on disk, found no room for them there. Free some"
+                " space, name another folder with data_root=FOLDER, or leave trainer.resident_cache=false."
+            )
+        return ResidentPixels(cache)
 
 
 def build(target: Target, path: str, *arguments: Any, **facts: Any) -> Any:
@@ -357,6 +396,8 @@ def build_datamodule(settings: TrialSettings, data: TrialData, split: FoldSplit)
         evaluation_batch_size=settings.evaluation.batch_size,
         seed=seed,
         num_workers=settings.trainer.num_workers,
+        augmentation=settings.trainer.augmentation,
+        resident=data.resident,
     )
 
 

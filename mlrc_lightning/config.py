@@ -31,8 +31,12 @@ _OPTIONS = ("scheduler", "gradient_clip", "sampler", "evaluation")
 _NOT_OF_THE_TRIAL = (
     "stage", "fold", "logger", "trainer", "keep_models", "data_root", "hyperparameters", "run", "root_seed",
 )  # fmt: skip
-_NUMERIC_OPTIONS_OF_THE_TRAINER = ("channels_last", "compile")
-"""What of the hardware changes figures, if only in their last digits; beside the precision."""
+_NUMERIC_OPTIONS_OF_THE_TRAINER = {
+    "channels_last": (False,),
+    "compile": (False,),
+    "augmentation": ("pil", "device"),  # the same pixels
+}
+"""What of the hardware changes figures, if only in their last digits, with the values that do not; beside precision."""
 _EVALUATION_OPTIONS = {"check_untrained_accuracy": None, "clustering": False}
 """What changes the figures of `evaluation`, with the value that leaves them as they are."""
 _PLACES = ("root", "csv", "archive", "download", "sources")
@@ -95,7 +99,11 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
         "trunk": _trunk(values["trunk"]),
         "precision": settings["trainer"]["precision"],
         # off, they are left out, and a trial is what it was before they were options
-        **{name: True for name in _NUMERIC_OPTIONS_OF_THE_TRAINER if settings["trainer"][name]},
+        **{
+            name: settings["trainer"][name]
+            for name, neutral in _NUMERIC_OPTIONS_OF_THE_TRAINER.items()
+            if settings["trainer"].get(name, neutral[0]) not in neutral
+        },
     }
 
 

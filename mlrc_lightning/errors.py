@@ -4,6 +4,7 @@ MlrcError                  one message: what was expected, what was found, what 
 ├── ConfigError            a value, key or combination in the configuration
 ├── DatasetError           a folder, index or archive that is missing or not as its layout says
 │   ├── ImageError         one image that cannot be decoded
+│   ├── DiskFullError      too little room for the decoded images
 │   └── SplitError         too few classes for class-disjoint folds, or a leak between splits
 ├── DownloadError          a file that no mirror gives, or that is not the one expected
 ├── WeightsError           a checkpoint or pretrained file that is missing or does not fit
@@ -35,6 +36,10 @@ class DatasetError(MlrcError):
 
 class ImageError(DatasetError):
     """One image cannot be decoded."""
+
+
+class DiskFullError(DatasetError):
+    """The disk has too little room for the decoded images."""
 
 
 class SplitError(DatasetError):

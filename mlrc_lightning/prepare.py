@@ -15,6 +15,7 @@ from hydra.utils import get_class
 
 from mlrc_lightning.assembly import TrialData, build
 from mlrc_lightning.config import config_folder, register_resolvers, trial_settings
+from mlrc_lightning.datasets.cache import CachedImages
 from mlrc_lightning.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ def prepare(overrides: Sequence[str], config_dir: Path | None = None) -> str:
     target = settings.dataset.images
     if hasattr(get_class(target["_target_"]), "prepare"):
         build({**target, "_target_": f"{target['_target_']}.prepare"}, "dataset.images")
-    data = TrialData(dataclasses.replace(settings, stage="train"))
+    data = TrialData(dataclasses.replace(settings, stage="train"), needs_cache=True)
     index, digest = _write_index(data)
     return (
         f"{settings.dataset.name}: {len(data.images.labels):,} images of {data.num_classes:,} classes, all decoded;"
@@ -66,6 +67,7 @@ def _write_index(data: TrialData) -> tuple[Path, str]:
             label = data.images.class_names[data.images.labels[index]]
             digest = hashlib.sha256(image.tobytes()).hexdigest()
             rows.append((index, half, label, data.images.describe(index), image.shape[0], image.shape[1], digest))
+    assert isinstance(data.trainval.cache, CachedImages)  # it was needed
     path = data.trainval.cache.file.parent / "index.csv"
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:

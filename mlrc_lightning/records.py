@@ -131,6 +131,7 @@ class TrialRecord:
         environment: Versions, hardware, code revision.
         run: Number among the runs of one setting; None for a single trial and in a search.
         root_seed: From which `seed` follows with `run`; None in older records.
+        data_path: What augmented the images, and whether they were decoded beforehand; empty in older records.
     """
 
     schema_version: int
@@ -151,6 +152,7 @@ class TrialRecord:
     seconds: float
     run: int | None = None
     root_seed: int | None = None
+    data_path: dict[str, Any] = field(default_factory=dict)
 
 
 def now() -> str:

@@ -29,6 +29,8 @@ RUN_STAGES = ("reproduce", "untrained")
 FROZEN_PROXY = "frozen_proxy"
 """In the name of the protocol of all that has a frozen trunk: no such result is one of the protocol."""
 STRATEGIES = ("auto", "ddp")
+AUGMENTATIONS = ("pil", "opencv", "device")
+"""What crops and flips training images: Pillow, OpenCV, or the device that trains."""
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 INTERVALS = ("iteration", "epoch", "plateau")
 """When a scheduler is stepped: after a batch, after an epoch, or after a validation, with its MAP@R."""
@@ -258,6 +260,8 @@ class TrainerSettings:
         compile: Whether the trunk goes through torch.compile.
         checkpoint_every_n_iterations: How often the state of a training is saved between validations; None: never.
         parallel_folds: How many folds of a trial are trained at once, each in a process of its own.
+        augmentation: What crops and flips training images: one of `AUGMENTATIONS`.
+        resident_cache: Keep the decoded images on the device; with augmentation=device alone.
     """
 
     accelerator: str
@@ -270,9 +274,15 @@ class TrainerSettings:
     compile: bool
     checkpoint_every_n_iterations: int | None
     parallel_folds: int
+    augmentation: str = "pil"  # older records have neither
+    resident_cache: bool = False
 
     def __post_init__(self) -> None:
         _require_one_of("trainer.precision", PRECISIONS, self.precision)
+        _require_one_of("trainer.augmentation", AUGMENTATIONS, self.augmentation)
+        if self.resident_cache:
+            expected = "device with trainer.resident_cache=true, because a processor has no use for images elsewhere"
+            _require(self.augmentation == "device", "trainer.augmentation", expected, self.augmentation)
         _require_one_of("trainer.strategy", STRATEGIES, self.strategy)
         _require(self.num_workers >= 0, "trainer.num_workers", ">= 0", self.num_workers)
         every = self.checkpoint_every_n_iterations
@@ -356,6 +366,9 @@ class TrialSettings:
             f"a multiple of loss.samples_per_class={self.loss.samples_per_class}",
             self.batch_size,
         )
+        augmentation = self.trainer.augmentation
+        expected = "pil with trunk.frozen=true: crops are drawn once, and not in training"
+        _require(not self.trunk.frozen or augmentation == "pil", "trainer.augmentation", expected, augmentation)
         for name in ("channels_last", "compile"):
             is_asked = self.trunk.frozen and getattr(self.trainer, name)
             expected = "false with trunk.frozen=true, where the trunk is run once and not in training"

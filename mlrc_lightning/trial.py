@@ -125,6 +125,7 @@ def _run_trial(settings: TrialSettings, folder: Path, stop: StopSignals) -> Tria
                 seconds=round(time.monotonic() - began, 3),
                 run=settings.run,
                 root_seed=settings.root_seed,
+                data_path=data.data_path,
             )
             write_json(folder / RECORD_FILE, record)
         return record

@@ -1,6 +1,8 @@
 """Crops and resizing against torchvision's own."""
 
 import mlrc_lightning.torchvision_import  # noqa: F401  # isort: skip
+import tarfile
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,17 @@ from scipy.stats import ks_2samp
 from torchvision import transforms
 from torchvision.transforms import functional
 
-from mlrc_lightning.augment import TrainTransform, center_crop
-from mlrc_lightning.datasets.cache import resize_shorter_side
+from mlrc_lightning.augment import (
+    TrainTransform,
+    center_crop,
+    crop_by_opencv,
+    crop_by_pillow,
+    require_augmentation,
+)
+from mlrc_lightning.datasets.cache import cached_images, resize_shorter_side
+from mlrc_lightning.datasets.images import ImageFiles
+from mlrc_lightning.errors import ConfigError
+from tests.conftest import SHARED
 
 PHOTOS = {"scale": (0.16, 1.0), "ratio": (0.75, 1.33)}
 
@@ -108,3 +119,105 @@ def test_the_same_seed_is_the_same_crop():
     transform = TrainTransform(crop=32, flip_probability=0.5, **PHOTOS)
     one, other = (transform(image, np.random.default_rng(5)) for _ in range(2))
     np.testing.assert_array_equal(one, other)
+
+
+def drawn(image, seed, crop=227):
+    transform = TrainTransform(crop=crop, flip_probability=0.5, **PHOTOS)
+    return transform, transform.draw(*image.shape[:2], np.random.default_rng(seed))
+
+
+def reference(file, seed, resize=256, crop=227):
+    """The paper's transform on a file, uncached, by torchvision: Resize, the crop of our box, the flip."""
+    with Image.open(file) as opened:
+        image = transforms.Resize(resize)(opened.convert("RGB"))
+    transform, box = drawn(np.asarray(image), seed, crop)
+    pixels = functional.resized_crop(image, *box[:4], [crop, crop])
+    pixels = functional.hflip(pixels) if box.is_flipped else pixels
+    return transform, box, np.asarray(pixels)
+
+
+def check_against_the_uncached_transform(files, folder, seeds):
+    """Caches the files and reads crops of them by the path that training takes; returns how many there were."""
+    images = ImageFiles(files, list(range(len(files))), files[0].parent)
+    cache = cached_images(images, np.arange(len(files)), 256, folder, "trainval")
+    pixels, target, flips = cache.open(), np.empty((3, 227, 227), dtype=np.uint8), set()
+    for index, file in enumerate(files):
+        for seed in seeds:
+            transform, box, expected = reference(file, seed)
+            image = cache.image(pixels, index)
+            crop_by_pillow(image, box, target)
+            assert target.tobytes() == expected.transpose(2, 0, 1).tobytes(), (file, seed)
+            assert transform(image, np.random.default_rng(seed)).tobytes() == expected.tobytes()
+            flips.add(box.is_flipped)
+    assert flips == {False, True}
+    return len(files)
+
+
+def smooth(width, height, mode, seed):
+    """What photos are like: smooth shapes with an edge and some grain."""
+    y, x = np.mgrid[:height, :width] / max(width, height)
+    random = np.random.default_rng(seed)
+    channels = [127 + 90 * np.sin(a * x + b * y + c) for a, b, c in random.uniform(2, 9, (len(mode), 3))]
+    pixels = np.stack(channels, axis=-1) + 40 * (x > y)[..., None] + random.normal(0, 6, (height, width, 1))
+    pixels = pixels.clip(0, 255).astype(np.uint8)
+    return Image.fromarray(pixels[..., 0] if mode == "L" else pixels).convert(mode)
+
+
+def test_training_reads_the_pixels_of_the_papers_uncached_transform(tmp_path):
+    files = []
+    for number, (size, mode, kind) in enumerate(
+        [
+            ((500, 375), "RGB", "jpg"), ((375, 500), "RGB", "jpg"), ((120, 90), "RGB", "jpg"),
+            ((256, 256), "RGB", "jpg"),
+            ((300, 301), "L", "jpg"), ((410, 260), "L", "png"), ((333, 200), "RGB", "png"), ((200, 700), "RGB", "png"),
+        ]
+    ):  # fmt: skip
+        files.append(tmp_path / f"{number}.{kind}")
+        smooth(*size, mode, number).save(files[-1])
+    files += [tmp_path / "cmyk.jpg", tmp_path / "alpha.png", tmp_path / "palette.png"]
+    smooth(310, 280, "RGB", 20).convert("CMYK").save(files[-3])
+    smooth(310, 280, "RGB", 21).convert("RGBA").save(files[-2])
+    smooth(310, 280, "RGB", 22).quantize(64).save(files[-1])
+    assert check_against_the_uncached_transform(files, tmp_path / "cache", range(12)) == 11
+
+
+@pytest.mark.real_data
+def test_training_reads_the_pixels_of_the_papers_uncached_transform_of_photos(tmp_path):
+    with tarfile.open(SHARED / "data" / "grocery_128.tar") as archive:
+        members = [m for m in archive if m.name.endswith(".jpg") and "/dataset/test/" in m.name][::25]
+        archive.extractall(tmp_path, members, filter="data")
+    files = sorted(tmp_path.rglob("*.jpg"))
+    assert check_against_the_uncached_transform(files, tmp_path / "cache", range(4)) > 50
+
+
+def test_opencv_takes_the_same_boxes_and_flips_and_nearly_the_same_pixels():
+    """Bounds a little above what was found: docs/data_path.md."""
+    pytest.importorskip("cv2")
+    means, largest, kinds = [], 0, set()
+    for seed in range(60):
+        image = np.asarray(smooth(340, 256, "RGB", seed % 5))
+        _, box = drawn(image, seed)
+        ours, pillows = np.empty((2, 3, 227, 227), dtype=np.uint8)
+        crop_by_opencv(image, box, ours)
+        crop_by_pillow(image, box, pillows)
+        difference = np.abs(ours.astype(int) - pillows)
+        means.append(difference.mean())
+        largest = max(largest, difference.max())
+        kinds.add((box.height > 227, box.width > 227, box.is_flipped))
+        # a box one pixel further along is further away than OpenCV is
+        moved = np.empty_like(ours)
+        crop_by_pillow(image, box._replace(width=box.width - 4, left=box.left + 2), moved)
+        assert difference.mean() < np.abs(moved.astype(int) - pillows).mean()
+    assert len(kinds) >= 7
+    assert np.mean(means) < 0.3
+    assert max(means) < 0.6
+    assert largest <= 8
+
+
+def test_a_path_that_is_not_installed_is_refused_with_what_to_install(monkeypatch):
+    require_augmentation("pil")
+    require_augmentation("device")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    require_augmentation("pil")
+    with pytest.raises(ConfigError, match=r"pip install 'mlrc-lightning\[opencv\]'"):
+        require_augmentation("opencv")

@@ -47,6 +47,12 @@ def leaking_step(self, batch):
 EmbeddingModule.batch_loss = leaking_step
 """
 
+# what keeps the images from being decoded beforehand
+FULL_DISK = """
+import shutil
+shutil.disk_usage = lambda path: type("Usage", (), {"free": 0})
+"""
+
 
 @pytest.fixture
 def photos(tmp_path):
@@ -69,16 +75,16 @@ def overrides(photos):
     ]  # fmt: skip
 
 
-def search(photos, *more, is_leaking=False):
+def search(photos, *more, code=""):
     """Runs a search of two trials in the folder; returns the files below it that any process of the search opened."""
     site, log = photos / "site", photos / "opened"
     site.mkdir()
     (site / "sitecustomize.py").write_text(HOOK)
-    (site / "leaks.py").write_text(LEAKS if is_leaking else "")
+    (site / "changes.py").write_text(code)
     train = str(REPOSITORY / "train.py")
     arguments = [train, "-m", *overrides(photos), "max_trials=2", *more]
-    # with the leaks in the module before train.py runs, every job of the search has them
-    run = f"import runpy, sys, leaks; sys.argv = {arguments!r}; runpy.run_path({train!r}, run_name='__main__')"
+    # with the changes there before train.py runs, every job of the search has them
+    run = f"import runpy, sys, changes; sys.argv = {arguments!r}; runpy.run_path({train!r}, run_name='__main__')"
     done = subprocess.run(
         [sys.executable, "-c", run], capture_output=True, text=True, check=False, cwd=photos,
         env={
@@ -139,9 +145,19 @@ def test_a_search_on_decoded_images_opens_no_image_and_no_test_cache(photos):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("augmentation", ["pil", "device"])
+def test_a_search_without_room_for_decoded_images_opens_no_test_image(photos, augmentation):
+    opened = search(photos, f"trainer.augmentation={augmentation}", code=FULL_DISK)
+    assert not list(photos.glob("data/cache/*/*/*.uint8"))
+    data = trial_data(photos)
+    names = [path.relative_to(photos).as_posix() for path in data.images.paths]
+    assert images(opened) == {names[index] for index in data.trainval.cache.indices}
+
+
+@pytest.mark.slow
 def test_the_check_above_sees_planted_leaks(photos):
     trial_data(photos)
-    opened = search(photos, is_leaking=True)
+    opened = search(photos, code=LEAKS)
     (cache,) = caches(opened, "test")
     assert cache.endswith(".uint8")
     assert images(opened) == {"photos/class_15/0.png"}

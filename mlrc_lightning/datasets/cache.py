@@ -2,21 +2,24 @@
 
 Two caches per dataset, `trainval` and `test`, so that a search can be shown never to open the test one. Resizing is
 the deterministic first step of the paper's transform, so what is read from the cache is bit-equal to what would be
-computed from the file.
+computed from the file. Where the disk is too small for it, it is computed from the file, each time anew.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,19 +27,42 @@ from PIL import Image
 from tqdm import tqdm
 
 from mlrc_lightning.datasets.images import LabeledImages
-from mlrc_lightning.errors import DatasetError, ImageError
+from mlrc_lightning.errors import DatasetError, DiskFullError, ImageError
 
 log = logging.getLogger(__name__)
 
 Half = Literal["trainval", "test"]
+T = TypeVar("T")
 
 _FORMAT_VERSION = 1
-_CHUNK = 256
+_PROBED = 32
+"""Images that are decoded before size and time are announced."""
+_AHEAD_PER_CORE = 32
+"""Images that wait to be written, at most."""
+
+
+class ResizedImages(Protocol):
+    """Pixels of one part of a dataset, its shorter side resized, by the dataset's own indices.
+
+    Attributes:
+        indices: Dataset index of each image; (M,), int64, ascending.
+    """
+
+    @property
+    def indices(self) -> NDArray[np.int64]: ...
+
+    def open(self) -> NDArray[np.uint8]:
+        """Returns what `image` reads from."""
+        ...
+
+    def image(self, pixels: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
+        """Returns one image of the opened pixels; (H, W, 3). An index that is not of this part is a KeyError."""
+        ...
 
 
 @dataclass(frozen=True)
 class CachedImages:
-    """Pixels of one part of a dataset, by the dataset's own indices.
+    """Pixels of one part of a dataset in a file.
 
     Attributes:
         file: The pixels of all images, one after the other; uint8.
@@ -52,7 +78,7 @@ class CachedImages:
 
     def open(self) -> NDArray[np.uint8]:
         """Maps the pixels into memory; pages are shared by all processes that do so."""
-        return np.memmap(self.file, dtype=np.uint8, mode="r")
+        return np.asarray(np.memmap(self.file, dtype=np.uint8, mode="r"))  # a plain array is sliced much faster
 
     def image(self, pixels: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
         """Returns one image of the opened pixels; (H, W, 3)."""
@@ -62,6 +88,32 @@ class CachedImages:
         height, width = self.shapes[row].tolist()
         start = int(self.offsets[row])
         return pixels[start : start + height * width * 3].reshape(height, width, 3)
+
+
+@dataclass(frozen=True)
+class UncachedImages:
+    """Pixels of one part of a dataset, decoded each time that they are asked for: where no disk holds them all.
+
+    Attributes:
+        images: The dataset.
+        indices: Dataset index of each image of this part; (M,), int64, ascending.
+        resize: Shorter side in pixels.
+    """
+
+    images: LabeledImages
+    indices: NDArray[np.int64]
+    resize: int
+
+    def open(self) -> NDArray[np.uint8]:
+        """Returns no pixels: there is nothing to keep open."""
+        return np.empty(0, dtype=np.uint8)
+
+    def image(self, pixels: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
+        """Decodes one image; (H, W, 3)."""
+        row = int(np.searchsorted(self.indices, index))
+        if row == len(self.indices) or self.indices[row] != index:
+            raise KeyError(f"image {index} is not of this part of the dataset")
+        return _decoded(self.images, index, self.resize)
 
 
 def resize_shorter_side(image: Image.Image, size: int) -> Image.Image:
@@ -90,31 +142,28 @@ def cached_images(
 
     Raises:
         ImageError: An image does not decode; all of them are tried, and counted in the message.
-        DatasetError: The disk is too small.
+        DiskFullError: The disk is too small.
+        DatasetError: The folder cannot be written to.
     """
     fingerprint = images.fingerprint(indices)
-    # the digest says which pixels, the indices whose they are: another split of the same images is another cache
-    positions = hashlib.sha256(indices.tobytes()).hexdigest()
-    key = {"version": _FORMAT_VERSION, "resize": resize, "images": fingerprint, "indices": positions}
+    key = _key(fingerprint, indices, resize)
     found = _load(folder, half, key, indices)
     if found is not None:
         return found
-    folder.mkdir(parents=True, exist_ok=True)
-    log.info("Decoding %s images (%s) into %s", f"{len(indices):,}", half, folder)
-    _remove_leftovers(folder, half)
     partial = folder / f"{half}.uint8.partial-{os.getpid()}"
     try:
-        shapes = _decode_all(images, indices, resize, partial, half)
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder, half)
+        shapes = _decode_all(images, indices, resize, half, partial)
         sizes = shapes[:, 0] * shapes[:, 1] * 3
         offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
         name = f"{half}-{fingerprint[:12]}-{resize}.uint8"
         index = {"key": key, "file": name, "offsets": offsets.tolist(), "shapes": shapes.tolist()}
         os.replace(partial, folder / name)
-        index_partial = folder / f"{half}.json.partial-{os.getpid()}"
-        index_partial.write_text(json.dumps(index))
-        os.replace(index_partial, folder / f"{half}.json")
+        _write(folder / f"{half}.json", index)
     except OSError as error:
-        raise DatasetError(
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise (DiskFullError if is_full else DatasetError)(
             f"{folder}: expected to write the decoded images there, found: {error}."
             " Free some space, or name another folder with data_root=FOLDER."
         ) from error
@@ -124,6 +173,53 @@ def cached_images(
         if stale.name != name:
             stale.unlink(missing_ok=True)  # a process that still reads it keeps its pages
     return CachedImages(folder / name, indices, offsets, shapes)
+
+
+def uncached_images(
+    images: LabeledImages, indices: NDArray[np.int64], resize: int, folder: Path, half: Half
+) -> UncachedImages:
+    """Returns the same images without a cache, each of them decoded once to see that it can be.
+
+    Args:
+        images: The dataset.
+        indices: Which of its images; ascending.
+        resize: Shorter side in pixels.
+        folder: Where it is noted that they all decode, if there is room for a small file, so that they are not all
+            tried again.
+        half: Name of that file.
+
+    Raises:
+        ImageError: An image does not decode; all of them are tried, and counted in the message.
+    """
+    key = _key(images.fingerprint(indices), indices, resize)
+    path = folder / f"{half}.checked.json"
+    try:
+        is_checked = json.loads(path.read_text()) == key
+    except (OSError, ValueError):
+        is_checked = False
+    if not is_checked:
+        _decode_all(images, indices, resize, half, None)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(path, key)
+        except OSError:
+            log.debug("%s: not written, the images will be tried again", path)
+    return UncachedImages(images, indices, resize)
+
+
+def _key(fingerprint: str, indices: NDArray[np.int64], resize: int) -> dict[str, object]:
+    # the digest says which pixels, the indices whose they are: another split of the same images is another cache
+    positions = hashlib.sha256(indices.tobytes()).hexdigest()
+    return {"version": _FORMAT_VERSION, "resize": resize, "images": fingerprint, "indices": positions}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    try:
+        partial.write_text(json.dumps(content))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _load(folder: Path, half: Half, key: dict[str, object], indices: NDArray[np.int64]) -> CachedImages | None:
@@ -139,49 +235,96 @@ def _load(folder: Path, half: Half, key: dict[str, object], indices: NDArray[np.
         return None  # missing or damaged: made again, it holds nothing that is not in the images
 
 
+def _decoded(images: LabeledImages, index: int, resize: int) -> NDArray[np.uint8]:
+    return np.asarray(resize_shorter_side(images.read(index), resize), dtype=np.uint8)
+
+
 def _decode_all(
-    images: LabeledImages, indices: NDArray[np.int64], resize: int, target: Path, half: Half
+    images: LabeledImages, indices: NDArray[np.int64], resize: int, half: Half, target: Path | None
 ) -> NDArray[np.int64]:
-    """Writes all pixels to one file, in order, on all cores; returns heights and widths, (M, 2)."""
+    """Decodes all images on all cores, after it said how long that takes; returns heights and widths, (M, 2).
+
+    Threads, because Pillow decodes and resizes without the interpreter's lock: on two cores they take half the time of
+    one, while processes, which must send every image back, take longer than one.
+
+    Args:
+        images: The dataset.
+        indices: Which of its images.
+        resize: Shorter side in pixels.
+        half: What they are called.
+        target: Takes all pixels, in order; None: the images are only tried.
+    """
+    probed: dict[int, NDArray[np.uint8] | ImageError] = {}
 
     def decode(index: int) -> NDArray[np.uint8] | ImageError:
+        if index in probed:
+            return probed.pop(index)
         try:
-            return np.asarray(resize_shorter_side(images.read(index), resize), dtype=np.uint8)
+            return _decoded(images, index, resize)
         except ImageError as error:
             return error
 
-    shapes: list[tuple[int, int]] = []
+    shapes: list[tuple[int, ...]] = []
     errors: list[ImageError] = []
-    with (
-        target.open("wb") as file,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm(total=len(indices), desc=f"decode {half}", unit="image", disable=None, leave=False) as bar,
-    ):
-        for start in range(0, len(indices), _CHUNK):
-            decoded = list(pool.map(decode, indices[start : start + _CHUNK].tolist()))
-            good: Sequence[NDArray[np.uint8]] = [item for item in decoded if isinstance(item, np.ndarray)]
-            errors += [item for item in decoded if isinstance(item, ImageError)]
-            if not shapes and good:
-                _check_space(target, sum(item.nbytes for item in good) // len(good) * len(indices))
-            for item in good:
-                shapes.append(item.shape[:2])
-                file.write(item.tobytes())
-            bar.update(len(decoded))
-        file.flush()
-        os.fsync(file.fileno())
+    num_cores = os.cpu_count() or 1
+    with ThreadPoolExecutor(num_cores) as pool:
+        began = time.monotonic()
+        some = indices[np.unique(np.linspace(0, len(indices) - 1, min(_PROBED, len(indices))).astype(int))].tolist()
+        probed.update(zip(some, list(pool.map(decode, some)), strict=True))
+        seconds = (time.monotonic() - began) / len(some) * (len(indices) - len(some))
+        good = [item.nbytes for item in probed.values() if isinstance(item, np.ndarray)]
+        num_bytes = sum(good) / max(1, len(good)) * len(indices)
+        if target is None:
+            log.info("Trying all %s images (%s): about %s", f"{len(indices):,}", half, _duration(seconds))
+        else:
+            log.info(
+                "Decoding %s images (%s) into %s: about %s and %s",
+                f"{len(indices):,}", half, target.parent, _size(num_bytes), _duration(seconds),
+            )  # fmt: skip
+            free = shutil.disk_usage(target.parent).free
+            if num_bytes > free:
+                raise DiskFullError(
+                    f"{target.parent}: expected about {_size(num_bytes)} for the decoded images, found {_size(free)}"
+                    " free. Free some space, or name another folder with data_root=FOLDER."
+                )
+        with (
+            open(os.devnull if target is None else target, "wb") as file,
+            tqdm(total=len(indices), desc=f"decode {half}", unit="image", disable=None, leave=False) as bar,
+        ):
+            for item in _in_order(pool, decode, indices.tolist(), num_cores * _AHEAD_PER_CORE):
+                if isinstance(item, ImageError):
+                    errors.append(item)
+                else:
+                    shapes.append(item.shape[:2])
+                    if target is not None and not errors:
+                        file.write(np.ascontiguousarray(item).data)
+                bar.update()
+            if target is not None:
+                file.flush()
+                os.fsync(file.fileno())
     if errors:
         more = f" So do {len(errors) - 1} others." if len(errors) > 1 else ""
         raise ImageError(f"{errors[0]}{more} Replace or remove the file{'s' if more else ''}, then run again.")
     return np.array(shapes, dtype=np.int64).reshape(-1, 2)
 
 
-def _check_space(target: Path, needed_bytes: int) -> None:
-    free = shutil.disk_usage(target.parent).free
-    if needed_bytes > free:
-        raise DatasetError(
-            f"{target.parent}: expected about {needed_bytes / 1e9:.1f} GB for the decoded images, found"
-            f" {free / 1e9:.1f} GB free. Free some space, or name another folder with data_root=FOLDER."
-        )
+def _in_order(pool: ThreadPoolExecutor, task: Callable[[int], T], indices: list[int], num_ahead: int) -> Iterator[T]:
+    """Yields the result of each task in turn, while the pool works on the next ones."""
+    waiting: deque[Future[T]] = deque()
+    for index in indices:
+        waiting.append(pool.submit(task, index))
+        if len(waiting) > num_ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def _remove_leftovers(folder: Path, half: Half) -> None:

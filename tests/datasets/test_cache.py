@@ -1,5 +1,6 @@
 """The cache of decoded images: bit-equal, rebuilt when it must be, and never half there."""
 
+import errno
 import os
 
 import numpy as np
@@ -7,9 +8,9 @@ import pytest
 from PIL import Image
 
 from mlrc_lightning.datasets import cache as cache_module
-from mlrc_lightning.datasets.cache import cached_images, resize_shorter_side
+from mlrc_lightning.datasets.cache import cached_images, resize_shorter_side, uncached_images
 from mlrc_lightning.datasets.image_folder import ImageFolder
-from mlrc_lightning.errors import DatasetError, ImageError
+from mlrc_lightning.errors import DatasetError, DiskFullError, ImageError
 
 FIRST_HALF = np.arange(24)
 
@@ -85,7 +86,7 @@ def test_all_broken_images_are_counted_and_no_cache_is_left(image_folder, folder
 def test_a_full_disk_is_announced_before_it_is_full(image_folder, folder, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(DatasetError, match="GB for the decoded images, found 0.0 GB free. Free some space"):
+    with pytest.raises(DatasetError, match="about 0.1 MB for the decoded images, found 0.0 MB free. Free some space"):
         cached_images(ImageFolder(str(image_folder)), FIRST_HALF, 32, folder, "trainval")
     assert not list(folder.glob("*"))
 
@@ -98,3 +99,65 @@ def test_leftovers_of_killed_processes_are_removed_and_those_of_living_ones_are_
     cached_images(ImageFolder(str(image_folder)), FIRST_HALF, 32, folder, "trainval")
     assert not dead.exists()
     assert living.exists()
+
+
+def test_size_and_time_are_announced_and_no_image_is_decoded_twice(image_folder, folder, monkeypatch, caplog):
+    calls = decodes(monkeypatch)
+    monkeypatch.setattr(cache_module, "_PROBED", 5)
+    with caplog.at_level("INFO"):
+        cached = cached_images(ImageFolder(str(image_folder)), FIRST_HALF, 32, folder, "trainval")
+    assert f"Decoding 24 images (trainval) into {folder}: about 0.1 MB and 0 s" in caplog.text
+    assert sorted(calls) == FIRST_HALF.tolist()
+    assert cached.file.stat().st_size == pytest.approx(0.1e6, rel=0.5)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (7300, "122 min")])
+def test_times_are_readable(seconds, text):
+    assert cache_module._duration(seconds) == text
+
+
+@pytest.mark.parametrize(("size", "text"), [(3.14e9, "3.1 GB"), (1e9, "1.0 GB"), (9.99e8, "999.0 MB"), (0, "0.0 MB")])
+def test_sizes_are_readable(size, text):
+    assert cache_module._size(size) == text
+
+
+def test_uncached_pixels_are_the_cached_ones(image_folder, folder):
+    images = ImageFolder(str(image_folder))
+    cached = cached_images(images, FIRST_HALF, 32, folder, "trainval")
+    uncached = uncached_images(images, FIRST_HALF, 32, folder, "trainval")
+    pixels, nothing = cached.open(), uncached.open()
+    for index in FIRST_HALF.tolist():
+        np.testing.assert_array_equal(uncached.image(nothing, index), cached.image(pixels, index))
+    with pytest.raises(KeyError, match="image 24 is not of this part"):
+        uncached.image(nothing, 24)
+
+
+def test_without_a_cache_images_are_tried_once_and_again_when_they_change(image_folder, folder, monkeypatch):
+    calls = decodes(monkeypatch)
+    images = ImageFolder(str(image_folder))
+    for _ in range(2):
+        uncached_images(images, FIRST_HALF, 32, folder, "trainval")
+        assert sorted(calls) == FIRST_HALF.tolist()
+    images.paths[5].write_bytes(b"")
+    with pytest.raises(ImageError, match=r"class_01/1.jpg: expected an image, found a file of 0 bytes"):
+        uncached_images(images, FIRST_HALF, 32, folder, "trainval")
+
+
+def test_a_disk_that_fills_up_while_pixels_are_written_leaves_nothing(image_folder, folder, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cache_module.os, "fsync", full)
+    with pytest.raises(DiskFullError, match="No space left on device. Free some space"):
+        cached_images(ImageFolder(str(image_folder)), FIRST_HALF, 32, folder, "trainval")
+    assert not list(folder.glob("*"))
+
+
+def test_another_fault_of_the_disk_is_no_full_disk(image_folder, folder, monkeypatch):
+    def broken(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(cache_module.os, "fsync", broken)
+    with pytest.raises(DatasetError, match="Input/output error") as raised:
+        cached_images(ImageFolder(str(image_folder)), FIRST_HALF, 32, folder, "trainval")
+    assert not isinstance(raised.value, DiskFullError)

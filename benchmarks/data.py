@@ -1,0 +1,251 @@
+"""Training images by each data path against PIL and torchvision: time, peak memory, pixels.
+
+    python benchmarks/data.py [--threads 1] [--rounds 5] [--images 256] [--json FILE]
+
+The work is what the paper's transform does to a batch of 32 photos of CUB200's size: Resize(256), a random resized crop
+to 227 (area 0.16 to 1, ratio 0.75 to 1.33), a flip; uint8 from there on, as ours is normalised on the device. `peer`
+decodes the file with Pillow and does all of it with torchvision, as every trainer with a torchvision transform. The
+others read the decoded cache through our own loader:
+
+    pil            crop and flip by Pillow: the peer's pixels
+    opencv         by OpenCV: nearly the peer's pixels
+    gather         what augmentation=device sends to the device: pixels of the boxes, and the weights of the filter
+    resident       what it sends where the device has the images: the weights alone
+    device on CPU  gather, and then the device's part on the CPU, which is no use but for comparison
+
+Each measurement is a process of its own, so that peaks of memory are its own; the sides take turns in every round.
+Times are those of the CPU, so that others on the machine disturb less; ratios are the peer's median over the row's.
+Photos are those of MLRC_SHARED, enlarged to CUB200's usual 375 pixels and grained until a file has CUB200's usual size;
+without MLRC_SHARED they are generated.
+"""
+
+import argparse
+import io
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+RESIZE, CROP, BATCH = 256, 227, 32
+SCALE, RATIO, FLIP = (0.16, 1.0), (0.75, 1.33), 0.5
+SHORTER_SIDE, KILOBYTES = 375, 97
+"""Of a photo of CUB200: most are 500 x 375, and 11,788 of them have 1.1 GB."""
+SHARED = Path(os.environ.get("MLRC_SHARED", Path(__file__).parents[2] / "shared"))
+SIDES = ("peer", "pil", "opencv", "gather", "resident", "device on CPU")
+MIN_SECONDS, MIN_BATCHES = 1.0, 8
+KEPT_BATCHES = 4
+"""Of each side, to compare their pixels."""
+
+
+def measure(side: str, folder: Path, num_threads: int) -> dict[str, Any]:
+    """Takes batches for a second, after the first one; to be called in a process of its own."""
+    import mlrc_lightning.torchvision_import  # noqa: F401
+
+    import numpy as np
+    import torch
+
+    torch.set_num_threads(num_threads)
+    batches = peer_batches(folder) if side == "peer" else our_batches(side, folder)
+    kept = [next(batches)]
+    before = _resident_megabytes()
+    began, seconds, number = time.process_time(), 0.0, 0
+    while seconds < MIN_SECONDS or number < MIN_BATCHES:
+        batch = next(batches)
+        seconds = time.process_time() - began
+        number += 1
+        if number < KEPT_BATCHES:
+            kept.append(batch)
+    extra = max(0.0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before)
+    if isinstance(kept[0], torch.Tensor) and side != "peer":
+        np.save(folder / f"{side}.npy", torch.cat(kept).numpy())
+    return {"seconds": seconds / number / BATCH, "extra_megabytes": extra}
+
+
+def peer_batches(folder: Path) -> Any:
+    import torch
+    from PIL import Image
+    from torchvision import transforms
+    from torchvision.transforms.functional import pil_to_tensor
+
+    transform = transforms.Compose(
+        [
+            transforms.Resize(RESIZE),
+            transforms.RandomResizedCrop(CROP, scale=SCALE, ratio=RATIO),
+            transforms.RandomHorizontalFlip(FLIP),
+        ]
+    )
+    files = sorted((folder / "photos").iterdir())
+    number = 0
+    while True:
+        images = []
+        for _ in range(BATCH):
+            with Image.open(files[number % len(files)]) as image:
+                images.append(pil_to_tensor(transform(image.convert("RGB"))))
+            number += 1
+        yield torch.stack(images)
+
+
+def our_batches(side: str, folder: Path) -> Any:
+    import numpy as np
+
+    from mlrc_lightning.augment import TrainTransform
+    from mlrc_lightning.crops import Crops
+    from mlrc_lightning.datamodule import FoldDataModule, Pixels, ResidentPixels
+    from mlrc_lightning.splits import FoldSplit
+
+    images, cache = cached(folder)
+    everything = np.arange(len(images.labels))
+    split = FoldSplit(fold=0, labels=images.labels, train=everything[:-2], val=everything[-2:-1], test=everything[-1:])
+
+    class InOrder:
+        def __init__(self, labels: Any, indices: Any) -> None:
+            self._indices = indices
+
+        def batch(self, number: int) -> Any:
+            return self._indices[np.arange(number * BATCH, (number + 1) * BATCH) % len(self._indices)]
+
+    datamodule = FoldDataModule(
+        Pixels(cache, images.labels), split, TrainTransform(CROP, SCALE, RATIO, FLIP), InOrder, 10**6, BATCH, 0, 0,
+        augmentation=side if side in ("pil", "opencv") else "device",
+        resident=ResidentPixels(cache) if side == "resident" else None,
+    )  # fmt: skip
+    for batch in datamodule.train_dataloader():
+        ready = datamodule.on_after_batch_transfer(batch) if side == "device on CPU" else batch
+        yield tuple(ready[0]) if isinstance(ready[0], Crops) else ready[0]
+
+
+def cached(folder: Path) -> Any:
+    """Returns the photos, each a class of its own, and their cache, which the first call makes."""
+    import numpy as np
+
+    from mlrc_lightning.datasets.cache import cached_images
+    from mlrc_lightning.datasets.images import ImageFiles
+
+    files = sorted((folder / "photos").iterdir())
+    images = ImageFiles(files, list(range(len(files))), folder)
+    return images, cached_images(images, np.arange(len(files)), RESIZE, folder / "cache", "trainval")
+
+
+def make_photos(folder: Path, number: int) -> str:
+    """Writes JPEGs of CUB200's size; returns what they are."""
+    import numpy as np
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    folder.mkdir()
+    archive = SHARED / "data" / "grocery_128.tar"
+    found: list[Image.Image] = []
+    if archive.exists():
+        with tarfile.open(archive) as tar:
+            members = [m for m in tar if m.name.endswith(".jpg") and "/dataset/train/" in m.name]
+            for member in members[:: max(1, len(members) // number)][:number]:
+                content = tar.extractfile(member)
+                assert content is not None
+                found.append(Image.open(io.BytesIO(content.read())).convert("RGB"))
+    what = "photos, enlarged" if found else "generated images"
+    for _ in range(number - len(found)):
+        small = random.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        found.append(Image.fromarray(small).resize((171, 128), Image.Resampling.BICUBIC))
+    grain = 8.0
+    sizes = []
+    for position, image in enumerate(found):
+        factor = SHORTER_SIDE / min(image.size)
+        large = image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.BICUBIC)
+        noise = random.normal(0, grain, (large.height, large.width, 1))
+        pixels = (np.asarray(large) + noise).clip(0, 255).astype(np.uint8)
+        path = folder / f"{position:05d}.jpg"
+        Image.fromarray(pixels).save(path, quality=90)
+        sizes.append(path.stat().st_size / 1000)
+        # towards the usual size of a file
+        grain = float(np.clip(grain * (KILOBYTES / sizes[-1]) ** 0.3, 0.5, 30))
+    return f"{number} {what} to {SHORTER_SIDE} px, {statistics.mean(sizes):.0f} kB each"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--json", type=Path, help="also write all figures here")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        side, folder = arguments.child
+        print(json.dumps(measure(side, Path(folder), arguments.threads)))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        photos = make_photos(folder / "photos", arguments.images)
+        cached(folder)
+        runs: dict[str, list[dict[str, Any]]] = {side: [] for side in _installed_sides()}
+        for number in range(arguments.rounds):
+            for side in list(runs)[::-1] if number % 2 else list(runs):
+                runs[side].append(_in_a_process(side, folder, arguments.threads))
+        figures = _figures(runs, photos, arguments.threads, folder)
+    print(f"{photos}; {BATCH} images a batch, {arguments.threads} threads")
+    for figure in figures:
+        print(_row(figure))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+def _installed_sides() -> list[str]:
+    import importlib.util
+
+    return [side for side in SIDES if side != "opencv" or importlib.util.find_spec("cv2") is not None]
+
+
+def _figures(
+    runs: dict[str, list[dict[str, Any]]], photos: str, num_threads: int, folder: Path
+) -> list[dict[str, Any]]:
+    import numpy as np
+
+    median = {side: statistics.median(run["seconds"] for run in runs[side]) for side in runs}
+    pixels = {path.stem: np.load(path).astype(int) for path in folder.glob("*.npy")}
+    differences = {side: np.abs(values - pixels["pil"]) for side, values in pixels.items()}
+    return [
+        {
+            "photos": photos,
+            "threads": num_threads,
+            "side": side,
+            "times as fast as the peer": round(median["peer"] / median[side], 3),
+            "microseconds an image": round(1e6 * median[side], 1),
+            "extra memory, MB": round(statistics.median(run["extra_megabytes"] for run in runs[side])),
+            "mean difference from pil, grey levels": float(differences[side].mean()) if side in differences else None,
+            "largest difference from pil, grey levels": int(differences[side].max()) if side in differences else None,
+        }
+        for side in runs
+    ]
+
+
+def _in_a_process(side: str, folder: Path, num_threads: int) -> dict[str, Any]:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    command = [sys.executable, __file__, "--threads", str(num_threads), "--child", side, str(folder)]
+    printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    result: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    return result
+
+
+def _row(figure: dict[str, Any]) -> str:
+    mean, largest = (figure[f"{kind} difference from pil, grey levels"] for kind in ("mean", "largest"))
+    pixels = "" if mean is None else f"off by {mean:.3f}, at most {largest}"
+    return (
+        f"{figure['side']:<13} | {figure['times as fast as the peer']:>8.2f}x |"
+        f" {figure['microseconds an image']:>8,.1f} us an image | {figure['extra memory, MB']:>4} MB | {pixels}"
+    )
+
+
+def _resident_megabytes() -> float:
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+if __name__ == "__main__":
+    main()
