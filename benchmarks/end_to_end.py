@@ -25,7 +25,6 @@ import io
 import json
 import logging
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -194,11 +193,6 @@ def grocery(shared: Path) -> Iterator[tuple[Path, Path]]:
         yield table, folder
 
 
-def _processor_seconds() -> float:
-    own, workers = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return own.ru_utime + own.ru_stime + workers.ru_utime + workers.ru_stime
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trunks", nargs="+", choices=list(ITERATIONS), default=list(ITERATIONS))
@@ -228,10 +222,10 @@ def main() -> None:
             for number in range(arguments.rounds):
                 for side in list(SIDES)[:: -1 if number % 2 else 1]:
                     function, workers = SIDES[side]
-                    start, start_cpu = time.perf_counter(), _processor_seconds()
+                    start, start_cpu = time.perf_counter(), time.process_time()
                     with contextlib.redirect_stderr(io.StringIO()):
                         accuracies[side] = function(settings, data, workers)
-                    runs[side].append((time.perf_counter() - start, _processor_seconds() - start_cpu))
+                    runs[side].append((time.perf_counter() - start, time.process_time() - start_cpu))
             wall, cpu = ({side: statistics.median(run[i] for run in runs[side]) for side in SIDES} for i in (0, 1))
             for side in SIDES:
                 figures.append(
@@ -241,7 +235,7 @@ def main() -> None:
                         "side": side,
                         "seconds": round(wall[side], 2),
                         "times ours": round(wall[side] / wall["ours"], 2),
-                        # of its workers it is known only in part: they end when the loader is collected
+                        # that of workers is not the process's
                         "times ours, cpu": None if SIDES[side][1] else round(cpu[side] / cpu["ours"], 2),
                         "decoding, s": round(decoding, 1) if side == "ours" else None,
                         **{name: round(accuracies[side][name], 4) for name in METRICS},
