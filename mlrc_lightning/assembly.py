@@ -161,16 +161,10 @@ class TrialData:
     def _features(self, half: Half, cache: CachedImages) -> CachedFeatures:
         settings = self._settings
         num_views = settings.trunk.views if half == "trainval" else 0
-        # a weight file is what is in it, wherever it lies
-        model = {
-            name: file_digest(Path(value))
-            if value == settings.trunk.pretrained and Path(str(value)).is_file()
-            else value
-            for name, value in settings.trunk.model.items()
-        }
-        key = {"name": settings.trunk.name, "model": model}
         device = torch.device("cuda" if settings.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
-        return cached_features(cache, train_transform(settings), num_views, lambda: self.trunk, key, device, half)
+        return cached_features(
+            cache, train_transform(settings), num_views, lambda: self.trunk, trunk_key(settings), device, half
+        )
 
     def _on_the_device(self) -> ResidentPixels:
         cache = self.trainval.cache
@@ -216,6 +210,17 @@ def build(target: Target, path: str, *arguments: Any, **facts: Any) -> Any:
         if isinstance(cause, MlrcError):
             raise cause from None
         raise ConfigError(f"{path}: cannot build {target['_target_']}: {cause}") from error
+
+
+def trunk_key(settings: TrialSettings) -> dict[str, Any]:
+    """Returns what a pretrained trunk is, as JSON; a weight file is what is in it, wherever it lies."""
+    pretrained = settings.trunk.pretrained
+    is_file = isinstance(pretrained, str) and Path(pretrained).is_file()
+    model = {
+        name: file_digest(Path(value)) if is_file and value == pretrained else value
+        for name, value in settings.trunk.model.items()
+    }
+    return {"name": settings.trunk.name, "model": model}
 
 
 def train_transform(settings: TrialSettings) -> TrainTransform:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -20,17 +22,18 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from mlrc_lightning.assembly import TrialData, build_module, build_trainer, clustering_seed
+from mlrc_lightning.assembly import TrialData, build_module, build_trainer, clustering_seed, trunk_key
 from mlrc_lightning.callbacks import PARTS
 from mlrc_lightning.datamodule import Pixels, evaluation_loader, own_images
-from mlrc_lightning.distributed import gather_in_order, rank
+from mlrc_lightning.datasets.cache import CachedImages
+from mlrc_lightning.distributed import gather_in_order, of_rank_zero, rank
 from mlrc_lightning.errors import WeightsError
 from mlrc_lightning.figure_inputs import MIN_PROJECTED, store_neighbors, store_projection
 from mlrc_lightning.figures import NEIGHBORS_FILE, PROJECTION_FILE
 from mlrc_lightning.metrics import METRICS, RetrievalMetrics, clustering_metrics, retrieval_metrics
 from mlrc_lightning.module import EmbeddingModule
 from mlrc_lightning.queries import QUERIES_FILE, QueryAccuracies, QueryResults, write_queries
-from mlrc_lightning.records import Accuracies, EvaluationResult, FoldResult, now
+from mlrc_lightning.records import Accuracies, EvaluationResult, FoldResult, now, read_plain_json, write_json
 from mlrc_lightning.schema import TrialSettings
 from mlrc_lightning.splits import FoldSplit, Indices, Split
 
@@ -267,9 +270,37 @@ def metrics_on_test(embeddings: Tensor, data: TrialData) -> RetrievalMetrics:
 
 
 def untrained_trunk_accuracies(settings: TrialSettings, data: TrialData, split: FoldSplit) -> dict[str, Any]:
-    """Returns the accuracies of the trunk's features on a fold's validation images, before any training."""
+    """Returns the accuracies of the trunk's features on a fold's validation images, before any training.
+
+    Those of a pretrained trunk are the same for every model of the fold; they are kept beside the decoded images.
+    """
+    kept = _untrained_file(settings, data, split)
+    known = of_rank_zero(read_plain_json(kept) if kept is not None and kept.exists() else None)
+    if known is not None:
+        return dict(known)
     features = _untrained_features(settings, data.trainval, split.val, split.fold, Path())
-    return dict(_accuracies(settings, features, torch.from_numpy(split.labels[split.val])))
+    accuracies = dict(_accuracies(settings, features, torch.from_numpy(split.labels[split.val])))
+    if kept is not None and rank() == 0:
+        kept.parent.mkdir(exist_ok=True)
+        write_json(kept, accuracies)
+    return accuracies
+
+
+def _untrained_file(settings: TrialSettings, data: TrialData, split: FoldSplit) -> Path | None:
+    """Returns where the accuracies of an untrained trunk are kept; None where each seed has others."""
+    cache = data.trainval.cache
+    if not settings.trunk.pretrained or not isinstance(cache, CachedImages):
+        return None
+    decides = [
+        cache.file.name,  # of images and size
+        hashlib.sha256(split.val.tobytes()).hexdigest(),
+        trunk_key(settings),
+        settings.transform.crop,
+        settings.evaluation.clustering and clustering_seed(settings),
+        [settings.trainer.precision, settings.trainer.channels_last, settings.trainer.compile, torch.__version__],
+    ]
+    key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
+    return cache.file.parent / "untrained" / f"{key}.json"
 
 
 def trained_parts(settings: TrialSettings) -> tuple[str, ...]:

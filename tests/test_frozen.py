@@ -13,7 +13,7 @@ import timm
 import torch
 from torch.nn.functional import normalize
 
-from mlrc_lightning import assembly, features
+from mlrc_lightning import assembly, evaluation, features
 from mlrc_lightning.assembly import TrialData, build_datamodule, build_module, train_transform
 from mlrc_lightning.augment import center_crop
 from mlrc_lightning.errors import ConfigError, DatasetError, NonFiniteError
@@ -251,3 +251,21 @@ def test_a_small_disk_and_a_broken_trunk_are_told(frozen, monkeypatch):
     monkeypatch.setattr(features.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(DatasetError, match=r"fewer trunk.views"):
         TrialData(s)
+
+
+def test_an_untrained_pretrained_trunk_is_evaluated_once_a_fold(settings, weights, tmp_path, monkeypatch):
+    names = ["trunk=timm", f"trunk.name={NAME}", f"trunk.pretrained={weights}", "fold=0", "stage=search"]
+    names += ["evaluation.check_untrained_accuracy=true", "schedule.iterations_per_epoch=1", "schedule.max_epochs=1"]
+    expected = run_trial(settings(*names), tmp_path / "one").folds[0].untrained_trunk_val
+    evaluated = []
+    features_of = evaluation._untrained_features
+    monkeypatch.setattr(
+        evaluation, "_untrained_features", lambda *more: (evaluated.append(more[3]), features_of(*more))[1]
+    )
+    again = run_trial(settings(*names, "loss=triplet", "seed=1"), tmp_path / "two").folds[0].untrained_trunk_val
+    assert again == expected
+    assert evaluated == []
+    write_weights(weights, 1)
+    other = run_trial(settings(*names, "loss=contrastive"), tmp_path / "three").folds[0].untrained_trunk_val
+    assert evaluated == [0]
+    assert other != expected
