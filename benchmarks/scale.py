@@ -60,7 +60,7 @@ MEASURED = {
     "images decoded and transformed by PIL, per second and core": 200,
     "the same from cached Resize(256), PIL crop: times as many": 4.9,
     "gathered from the cache alone, augmented on the device: times as many": 250,
-    "one suggestion of the sweeper at trial 50, processor seconds": 0.7,
+    "one suggestion of the sweeper at trial 50, seconds": 0.24,
     "sweeper and launcher per trial, processor seconds": 0.16,
 }
 """On two cores of an AMD EPYC shared with other work; benchmarks/{data,search}.py measure them anew."""

@@ -110,21 +110,19 @@ def suggestion_times() -> dict[str, float]:
         ((index, point),) = client.get_next_trials(max_trials=1).items()
         client.complete_trial(index, raw_data={"objective": objective(dict(point))})
 
-    def median(call: Any) -> float:
-        times = []
-        for _ in range(NUM_REPEATS):
+    threads = torch.get_num_threads()
+    sides = {"ours": (lambda: suggest(problem, 0, trials), threads), "upstream, 1 thread": (upstream, 1)}
+    if threads > 1:
+        sides[f"upstream, {threads} threads"] = (upstream, threads)
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(NUM_REPEATS):
+        for name, (call, num_threads) in list(sides.items())[:: -1 if number % 2 else 1]:
+            torch.set_num_threads(num_threads)
             begin = time.perf_counter()
             call()
-            times.append(time.perf_counter() - begin)
-        return statistics.median(times)
-
-    threads = torch.get_num_threads()
-    found = {"ours": median(lambda: suggest(problem, 0, trials))}
-    found[f"upstream, {threads} threads"] = median(upstream)
-    torch.set_num_threads(1)
-    found["upstream, 1 thread"] = median(upstream)
+            times[name].append(time.perf_counter() - begin)
     torch.set_num_threads(threads)
-    return found
+    return {name: statistics.median(taken) for name, taken in times.items()}
 
 
 def bare_jobs() -> float:

@@ -37,10 +37,13 @@ COLLAPSED_SPREAD = 1e-6
 _BLOCK_BYTES = 8 * 2**20
 _FLOAT32_MARGIN = 2e-6
 """Above twice the largest float32 error of a cosine of unit vectors measured for E from 8 to 4096, 6.4e-7."""
-_SPARE_NEIGHBORS = 16
+_SPARE_NEIGHBORS = 8
 """Neighbours searched beyond R, so that an uncertain order can be settled among those found."""
 _FAISS_NEIGHBORS = 1024
 """Up to so many neighbours faiss is the faster search; its heaps are not made for more."""
+_FAISS_SETTINGS = {"distance_compute_blas_query_bs": 1024, "distance_compute_min_k_reservoir": 48}
+"""Blocks of products that stay in the cache, and reservoirs in the place of heaps for fewer neighbours than faiss has
+(4096, 100): a seventh less time for 77 neighbours among 6,000, 6 % less for 23 among 14,888 or 60,000."""
 
 
 @dataclass(frozen=True)
@@ -205,19 +208,14 @@ class _References:
         else:
             units = _units(queries.embeddings[rows]).float()
         if self._has_faiss and num_neighbors <= _FAISS_NEIGHBORS:
-            import faiss
-
-            found = faiss.knn(
-                units.numpy(), self._units.numpy(), min(num_neighbors + leave_out, len(self)),
-                metric=faiss.METRIC_INNER_PRODUCT,
-            )  # fmt: skip
-            similarities, neighbors = torch.from_numpy(found[0]), torch.from_numpy(found[1])
+            similarities, neighbors = _faiss_search(units, self._units, min(num_neighbors + leave_out, len(self)))
             if leave_out:
                 # among copies of itself, or for all that rounding does, the query may be anywhere, or not found
                 is_self = neighbors == rows.unsqueeze(1)
                 is_self[:, -1] |= ~is_self.any(dim=1)
-                kept = (len(rows), neighbors.shape[1] - 1)
-                similarities, neighbors = similarities[~is_self].view(kept), neighbors[~is_self].view(kept)
+                columns = torch.arange(neighbors.shape[1] - 1)
+                kept = columns + (columns >= is_self.to(torch.uint8).argmax(dim=1, keepdim=True))
+                similarities, neighbors = similarities.gather(1, kept), neighbors.gather(1, kept)
             return similarities, neighbors
         with _full_float32():
             products = units @ self._units.T
@@ -327,6 +325,22 @@ def _accuracies(is_relevant: Tensor, num_relevant: Tensor) -> Tensor:
     )
 
 
+def _faiss_search(units: Tensor, references: Tensor, num_neighbors: int) -> tuple[Tensor, Tensor]:
+    """Returns the nearest references by inner product, nearest first, and their positions; (Q, K) each."""
+    import faiss
+
+    settings = faiss.cvar  # of the process: others may search as well
+    before = {name: getattr(settings, name) for name in _FAISS_SETTINGS}
+    for name, value in _FAISS_SETTINGS.items():
+        setattr(settings, name, value)
+    try:
+        found = faiss.knn(units.numpy(), references.numpy(), num_neighbors, metric=faiss.METRIC_INNER_PRODUCT)
+    finally:
+        for name, value in before.items():
+            setattr(settings, name, value)
+    return torch.from_numpy(found[0]), torch.from_numpy(found[1])
+
+
 @contextmanager
 def _full_float32() -> Iterator[None]:
     """Keeps products out of TF32 and bfloat16, which a user may have allowed for training: the margin is float32's."""
@@ -343,10 +357,14 @@ def _units(embeddings: Tensor) -> Tensor:
 
 
 def _mean_squared_distance_to_mean(embeddings: Tensor) -> float:
-    """Returns it for the normalised embeddings, in two passes of bounded memory."""
-    blocks = list(_blocks(len(embeddings), row_bytes=16 * embeddings.shape[1]))
-    mean = torch.stack([_units(embeddings[block]).sum(dim=0) for block in blocks]).sum(dim=0) / len(embeddings)
-    return float(sum((_units(embeddings[block]) - mean).square().sum() for block in blocks)) / len(embeddings)
+    """Returns it for the normalised embeddings, in one pass of bounded memory: mean of squares less square of mean."""
+    total = torch.zeros(embeddings.shape[1], dtype=torch.float64, device=embeddings.device)
+    squares = torch.zeros((), dtype=torch.float64, device=embeddings.device)
+    for block in _blocks(len(embeddings), row_bytes=16 * embeddings.shape[1]):
+        units = _units(embeddings[block])
+        total += units.sum(dim=0)
+        squares += units.square().sum()
+    return float(squares / len(embeddings) - (total / len(embeddings)).square().sum())
 
 
 def _parts(chosen: Tensor, row_bytes: int) -> Iterator[Tensor]:

@@ -250,3 +250,11 @@ def test_per_query_rows_follow_the_samples():
     metrics = retrieval_metrics(embeddings, labels)
     assert metrics.per_query.shape == (metrics.num_queries, 3)
     np.testing.assert_allclose(metrics.per_query.mean(dim=0).numpy(), list(metrics.as_dict().values()))
+
+
+def test_the_settings_of_faiss_are_as_they_were_after_a_search():
+    faiss = pytest.importorskip("faiss")
+    before = {name: getattr(faiss.cvar, name) for name in retrieval_module._FAISS_SETTINGS}
+    assert before != retrieval_module._FAISS_SETTINGS
+    retrieval_metrics(torch.randn(20, 4), torch.arange(20) % 4)
+    assert {name: getattr(faiss.cvar, name) for name in retrieval_module._FAISS_SETTINGS} == before
