@@ -77,7 +77,7 @@ def test_training_in_16_bits_goes_on_at_the_papers_optimum(loss, setting):
             images = (128 + 40 * inputs).clamp(0, 255).byte().reshape(-1, 3, 2, 2)
             optimizer.zero_grad()
             with context.forward_context():
-                value = module.training_step((images, labels), number)
+                value = module.batch_loss((images, labels))
             assert value.dtype == torch.float32
             assert math.isfinite(value.item()), precision
             before = [p.detach().clone() for p in parameters]
