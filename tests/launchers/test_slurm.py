@@ -407,7 +407,8 @@ def test_a_job_under_way_with_other_settings_is_not_taken_for_this_one(make: Mak
 @runs_jobs
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGHUP])  # SIGHUP: the SSH session is closed
 def test_a_killed_driver_finds_its_jobs_again(app: App, fake_slurm: FakeSlurm, by: signal.Signals) -> None:
-    command = ("hydra/launcher=mlrc_slurm", *QUICK, "x=1,2", "behaviour=sleep", "seconds=4")
+    # long enough for a second driver to start on a busy machine before the jobs have ended
+    command = ("hydra/launcher=mlrc_slurm", *QUICK, "x=1,2", "behaviour=sleep", "seconds=15")
     process = app.start(*command)
     wait_for(lambda: len(app.runs(0)) == len(app.runs(1)) == 1)
     process.send_signal(by)
