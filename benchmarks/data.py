@@ -25,13 +25,13 @@ import json
 import os
 import resource
 import statistics
-import subprocess
-import sys
 import tarfile
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from measuring import in_a_process, keep, resident_megabytes
 
 RESIZE, CROP, BATCH = 256, 227, 32
 SCALE, RATIO, FLIP = (0.16, 1.0), (0.75, 1.33), 0.5
@@ -54,7 +54,7 @@ def measure(side: str, folder: Path, num_threads: int) -> dict[str, Any]:
     torch.set_num_threads(num_threads)
     batches = peer_batches(folder) if side == "peer" else our_batches(side, folder)
     kept = [next(batches)]
-    before = _resident_megabytes()
+    before = resident_megabytes()
     began, seconds, number = time.process_time(), 0.0, 0
     while seconds < MIN_SECONDS or number < MIN_BATCHES:
         batch = next(batches)
@@ -187,13 +187,13 @@ def main() -> None:
         runs: dict[str, list[dict[str, Any]]] = {side: [] for side in _installed_sides()}
         for number in range(arguments.rounds):
             for side in list(runs)[::-1] if number % 2 else list(runs):
-                runs[side].append(_in_a_process(side, folder, arguments.threads))
+                child = ["--threads", str(arguments.threads), "--child", side, str(folder)]
+                runs[side].append(in_a_process(__file__, child, arguments.threads))
         figures = _figures(runs, photos, arguments.threads, folder)
     print(f"{photos}; {BATCH} images a batch, {arguments.threads} threads")
     for figure in figures:
         print(_row(figure))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    keep(figures, arguments.json)
 
 
 def _installed_sides() -> list[str]:
@@ -225,14 +225,6 @@ def _figures(
     ]
 
 
-def _in_a_process(side: str, folder: Path, num_threads: int) -> dict[str, Any]:
-    environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads), "OMP_WAIT_POLICY": "PASSIVE"}
-    command = [sys.executable, __file__, "--threads", str(num_threads), "--child", side, str(folder)]
-    printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
-    result: dict[str, Any] = json.loads(printed.splitlines()[-1])
-    return result
-
-
 def _row(figure: dict[str, Any]) -> str:
     mean, largest = (figure[f"{kind} difference from pil, grey levels"] for kind in ("mean", "largest"))
     pixels = "" if mean is None else f"off by {mean:.3f}, at most {largest}"
@@ -240,11 +232,6 @@ def _row(figure: dict[str, Any]) -> str:
         f"{figure['side']:<13} | {figure['times as fast as the peer']:>8.2f}x |"
         f" {figure['microseconds an image']:>8,.1f} us an image | {figure['extra memory, MB']:>4} MB | {pixels}"
     )
-
-
-def _resident_megabytes() -> float:
-    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
-    return pages * resource.getpagesize() / 2**20
 
 
 if __name__ == "__main__":

@@ -22,9 +22,7 @@ import argparse
 import contextlib
 import dataclasses
 import io
-import json
 import logging
-import os
 import statistics
 import subprocess
 import sys
@@ -41,6 +39,7 @@ import mlrc_lightning.torchvision_import  # noqa: F401
 
 import torch
 from hydra import compose, initialize_config_dir
+from measuring import keep, print_row, shared_data
 from PIL import Image
 from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
 from pytorch_metric_learning.trainers import MetricLossOnly
@@ -203,9 +202,7 @@ def main() -> None:
     register_resolvers()
     warnings.filterwarnings("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    shared = Path(os.environ.get("MLRC_SHARED", ROOT.parent / "shared"))
-    if not (shared / "data" / "grocery_128.tar").is_file():
-        sys.exit(f"MLRC_SHARED: expected {shared / 'data' / 'grocery_128.tar'}, found none.")
+    shared = shared_data()
     figures = []
     with grocery(shared) as (table, folder):
         for trunk in arguments.trunks:
@@ -241,11 +238,8 @@ def main() -> None:
                         **{name: round(accuracies[side][name], 4) for name in METRICS},
                     }
                 )
-                if len(figures) == 1:
-                    print("| " + " | ".join(figures[0]) + " |\n|" + ":--|" * len(figures[0]))
-                print("| " + " | ".join(str(value) for value in figures[-1].values()) + " |", flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+                print_row(figures)
+    keep(figures, arguments.json)
 
 
 if __name__ == "__main__":

@@ -14,16 +14,14 @@ import contextlib
 import dataclasses
 import io
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from end_to_end import ITERATIONS, ROOT, grocery, settings_of
+from end_to_end import ITERATIONS, grocery, settings_of
+from measuring import in_a_process, keep, print_row, shared_data
 
 SIDES = {"one after the other": 1, "two at once": 2}
 
@@ -58,20 +56,16 @@ def main() -> None:
         trunk, at_once, *paths = arguments.child
         print(json.dumps(measure(trunk, int(at_once), *map(Path, paths))))  # type: ignore[arg-type]
         return
-    shared = Path(os.environ.get("MLRC_SHARED", ROOT.parent / "shared"))
-    if not (shared / "data" / "grocery_128.tar").is_file():
-        sys.exit(f"MLRC_SHARED: expected {shared / 'data' / 'grocery_128.tar'}, found none.")
+    shared = shared_data()
     weights = shared / "weights" / "tf_efficientnet_lite0.safetensors"
-    environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "OMP_WAIT_POLICY": "PASSIVE"}
     figures: list[dict[str, Any]] = []
     with grocery(shared) as (table, folder):
         for trunk in arguments.trunks:
             runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
             for number in range(arguments.rounds):
                 for side in list(SIDES)[:: -1 if number % 2 else 1]:
-                    child = [sys.executable, __file__, "--child", trunk, str(SIDES[side]), table, weights, folder]
-                    done = subprocess.run(child, env=environment, check=True, capture_output=True, text=True)
-                    runs[side].append(json.loads(done.stdout.splitlines()[-1]))
+                    child = ["--child", trunk, str(SIDES[side]), str(table), str(weights), str(folder)]
+                    runs[side].append(in_a_process(__file__, child, arguments.threads))
             median = {side: statistics.median(run["seconds"] for run in runs[side]) for side in SIDES}
             expected = runs["one after the other"][0]["values"]
             for side in SIDES:
@@ -86,11 +80,8 @@ def main() -> None:
                         "largest difference of MAP@R": max(abs(a - b) for a, b in zip(found, expected, strict=True)),
                     }
                 )
-                if len(figures) == 1:
-                    print("| " + " | ".join(figures[0]) + " |\n|" + ":--|" * len(figures[0]))
-                print("| " + " | ".join(str(value) for value in figures[-1].values()) + " |", flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+                print_row(figures)
+    keep(figures, arguments.json)
 
 
 if __name__ == "__main__":

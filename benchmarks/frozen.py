@@ -18,6 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
+from measuring import keep
 from scipy.stats import spearmanr
 
 from mlrc_lightning.search_spaces import search_space
@@ -50,14 +52,11 @@ def main() -> None:
         print(
             f"Spearman's rank correlation over {len(figures)} settings: {found.statistic:.2f} (p = {found.pvalue:.3f})"
         )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    keep(figures, arguments.json)
 
 
 def drawn(loss: str, number: int) -> list[str]:
     """Returns overrides for a random point of the loss's search space for CUB200, by its number."""
-    import yaml
-
     text = (ROOT / "conf" / "loss" / f"{loss}.yaml").read_text(encoding="utf-8")
     settings = yaml.safe_load(text)
     space = search_space(settings["paper_name"], "cub200", 32, settings["parameter_names"]) or settings["search_space"]

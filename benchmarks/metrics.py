@@ -11,14 +11,13 @@ which a busy machine disturbs less; with more than one thread they say what is c
 
 import argparse
 import json
-import os
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from measuring import in_a_process, keep, resident_megabytes
 
 EMBEDDING_SIZE = 128
 CLASSES = {6000: 100, 8000: 100, 14888: 2829, 60000: 11316}
@@ -40,7 +39,7 @@ def measure(side: str, num_samples: int, num_threads: int) -> dict[str, Any]:
     embeddings, labels = problem(num_samples)
     function = SIDES[side]
     function(*problem(500))
-    before = _resident_megabytes()
+    before = resident_megabytes()
     began, busy = time.perf_counter(), time.process_time()
     values = function(embeddings, labels)
     seconds, busy = time.perf_counter() - began, time.process_time() - busy
@@ -100,7 +99,8 @@ def main() -> None:
         runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
         for number in range(arguments.rounds):
             for side in sides[::-1] if number % 2 else sides:
-                runs[side].append(_in_a_process(side, size, arguments.threads))
+                child = ["--threads", str(arguments.threads), "--child", side, str(size)]
+                runs[side].append(in_a_process(__file__, child, arguments.threads))
         median = {side: statistics.median(run["seconds"] for run in runs[side]) for side in sides}
         busy = {side: statistics.median(run["processor_seconds"] for run in runs[side]) for side in sides}
         expected = runs["pml"][0]["values"]
@@ -123,8 +123,7 @@ def main() -> None:
             if side == "ours":
                 figures[-1]["goals"] = goals(figures[-1], median)
             print(_row(figures[-1]), flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    keep(figures, arguments.json)
 
 
 def goals(figure: dict[str, Any], median: dict[str, float]) -> dict[str, bool]:
@@ -141,14 +140,6 @@ def goals(figure: dict[str, Any], median: dict[str, float]) -> dict[str, bool]:
     return found
 
 
-def _in_a_process(side: str, size: int, num_threads: int) -> dict[str, Any]:
-    environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads), "OMP_WAIT_POLICY": "PASSIVE"}
-    command = [sys.executable, __file__, "--threads", str(num_threads), "--child", side, str(size)]
-    printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
-    result: dict[str, Any] = json.loads(printed.splitlines()[-1])
-    return result
-
-
 def _row(figure: dict[str, Any]) -> str:
     difference = figure["largest difference from pml"]
     return (
@@ -157,11 +148,6 @@ def _row(figure: dict[str, Any]) -> str:
         f" {figure['the same, of the processor']:>7.3f}x | {figure['extra memory, MB']:>6,} MB |"
         f" {'' if difference is None else f'{difference:.1e}'}"
     )
-
-
-def _resident_megabytes() -> float:
-    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
-    return pages * resource.getpagesize() / 2**20
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import logging
 import statistics
 import tempfile
@@ -36,6 +35,7 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from lightning_fabric import Fabric
+from measuring import keep
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.loggers import CSVLogger
@@ -354,8 +354,7 @@ def main() -> None:
         for row in rows:
             print("| " + " | ".join(str(value) for value in row.values()) + " |", flush=True)
         print()
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    keep(figures, arguments.json)
 
 
 if __name__ == "__main__":

@@ -111,7 +111,6 @@ class TrialData:
     @cached_property
     def trunk(self) -> Trunk:
         """The trunk itself, also where its features are all that is trained on."""
-        torch.manual_seed(0)  # of nothing: it has weights
         trunk: Trunk = build(self._settings.trunk.model, "trunk.model")
         return trunk
 

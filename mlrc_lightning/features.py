@@ -34,6 +34,7 @@ from mlrc_lightning.distributed import part_of, rank, world_size
 from mlrc_lightning.errors import DatasetError, NonFiniteError
 from mlrc_lightning.model_folder import file_digest, save_weights
 from mlrc_lightning.models.trunk import Trunk
+from mlrc_lightning.records import write_json
 from mlrc_lightning.sampling import Batch
 
 log = logging.getLogger(__name__)
@@ -255,9 +256,7 @@ def _compute(
         "trunk_sha256": file_digest(weights),
     }
     os.replace(partial, folder / f"{half}-{key}.float32")
-    index_partial = folder / f"{half}-{key}.json.partial"
-    index_partial.write_text(json.dumps(index), encoding="utf-8")
-    os.replace(index_partial, folder / f"{half}-{key}.json")
+    write_json(folder / f"{half}-{key}.json", index)
     found = _load(folder, half, key, images, num_views)
     assert found is not None
     return found

@@ -1,7 +1,6 @@
 """The page of benchmark results, from small figures; and what it is collected by."""
 
 import csv
-import importlib.util
 import json
 import statistics
 import subprocess
@@ -9,16 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import render
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def render():
-    spec = importlib.util.spec_from_file_location("render", ROOT / "benchmarks" / "render.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def result(*rows, reason=None):
@@ -36,7 +28,7 @@ def result(*rows, reason=None):
     }
 
 
-def test_every_row_stands_beside_its_peer_with_the_machine_it_was_measured_on(render):
+def test_every_row_stands_beside_its_peer_with_the_machine_it_was_measured_on():
     rows = [
         {"samples": 6000, "side": "pml", "times as fast as pml": 1.0, "difference": None},
         {"samples": 6000, "side": "ours", "times as fast as pml": 1.2345678, "difference": 0.0000012},
@@ -54,13 +46,13 @@ def test_every_row_stands_beside_its_peer_with_the_machine_it_was_measured_on(re
     assert "## Goals" not in page
 
 
-def test_a_benchmark_that_did_not_run_says_so_with_its_reason(render):
+def test_a_benchmark_that_did_not_run_says_so_with_its_reason():
     page = render.render({"end_to_end": result(reason="no photos in ../shared")}, {})
     assert page.count("Not run yet.") == len(render.BENCHMARKS) - 1
     assert "Not run: no photos in ../shared" in page
 
 
-def test_goals_are_listed_first_met_and_not_met(render):
+def test_goals_are_listed_first_met_and_not_met():
     rows = [
         {"part": "a", "samples": 6000, "seconds": 2, "side": "ours", "goals": {"≥ 2": True, "≤ 1 | MB": False}},
         {"part": "b", "side": "ours", "ok": True, "goals": {"≥ 3": True}},
@@ -76,7 +68,7 @@ def test_goals_are_listed_first_met_and_not_met(render):
     assert "| ours | yes |" in page
 
 
-def test_rows_with_other_columns_are_another_table(render):
+def test_rows_with_other_columns_are_another_table():
     rows = [{"side": "ours", "ms": 1}, {"side": "bare", "ms": 2, "goals": {"x": True}}, {"loss": "triplet", "reads": 0}]
     page = render.render({"step": result(*rows)}, {})
     assert (

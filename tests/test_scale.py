@@ -1,9 +1,9 @@
 """docs/scale.md has the tables that benchmarks/scale.py makes; their inputs are the protocol's, and the trunk's."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
+import scale
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -14,21 +14,13 @@ from mlrc_lightning.splits import first_half_classes, mlrc_classes
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def scale():
-    spec = importlib.util.spec_from_file_location("scale", ROOT / "benchmarks" / "scale.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_page_has_the_tables_that_its_script_makes(scale):
+def test_the_page_has_the_tables_that_its_script_makes():
     page = (ROOT / "docs" / "scale.md").read_text()
     assert scale.replaced(page) == page, "run python benchmarks/scale.py --into docs/scale.md"
     assert "| models | 10,080 | 3,360 | 13,440 |" in page  # 14 losses x 60 trials and runs x 4 folds, 3 settings and 1
 
 
-def test_the_trunk_costs_what_the_page_says(scale):
+def test_the_trunk_costs_what_the_page_says():
     with torch.device("meta"):
         trunk = BNInception(pretrained=False).eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -39,7 +31,7 @@ def test_the_trunk_costs_what_the_page_says(scale):
 
 
 @pytest.mark.parametrize(("name", "interval", "patience"), [("CUB200", 2, 9), ("Cars196", 5, 14), ("SOP", 20, 39)])
-def test_the_fewest_epochs_are_those_of_a_model_that_never_beats_the_untrained_one(scale, name, interval, patience):
+def test_the_fewest_epochs_are_those_of_a_model_that_never_beats_the_untrained_one(name, interval, patience):
     selection = Selection(patience)
     selection.update(UNTRAINED_EPOCH, 1.0)
     epoch = interval
@@ -54,13 +46,13 @@ def test_the_fewest_epochs_are_those_of_a_model_that_never_beats_the_untrained_o
 
 
 @pytest.mark.parametrize(("name", "classes"), [("CUB200", 200), ("Cars196", 196), ("SOP", 22_634)])
-def test_a_fold_validates_on_its_share_of_the_classes(scale, name, classes):
+def test_a_fold_validates_on_its_share_of_the_classes(name, classes):
     setting = next(setting for setting in scale.SETTINGS if setting.name == name)
     share = len(mlrc_classes(classes, 0, 4).val) / len(first_half_classes(classes))
     assert setting.val_images == int(setting.images * share)
 
 
-def test_no_number_of_gpus_is_quicker_than_the_trials_of_the_longest_search_in_a_row(scale):
+def test_no_number_of_gpus_is_quicker_than_the_trials_of_the_longest_search_in_a_row():
     day = 86_400
     assert scale.days_on(8, 80 * day, day / 240, 60) == "10.00"
     assert scale.days_on(56, 56 * day, day, 60) == "240.00 (longest search)"  # 60 x 4 folds

@@ -6,10 +6,10 @@ from types import MethodType
 import pytest
 import torch
 from pytorch_metric_learning import losses
+from step import Operations
 from torch import nn
 from torch.utils.data import DataLoader
 
-from benchmarks.step import Operations
 from mlrc_lightning.assembly import TrialData, build_datamodule, build_module, build_trainer
 from mlrc_lightning.module import EmbeddingModule
 from mlrc_lightning.objective import Objective
