@@ -38,6 +38,8 @@ SCALE, RATIO, FLIP = (0.16, 1.0), (0.75, 1.33), 0.5
 SHORTER_SIDE, KILOBYTES = 375, 97
 """Of a photo of CUB200: most are 500 x 375, and 11,788 of them have 1.1 GB."""
 SHARED = Path(os.environ.get("MLRC_SHARED", Path(__file__).parents[2] / "shared"))
+GOALS = {"pil": 4.9, "opencv": 18, "gather": 250}
+"""Times as fast as the peer."""
 SIDES = ("peer", "pil", "opencv", "gather", "resident", "device on CPU")
 MIN_SECONDS, MIN_BATCHES = 1.0, 8
 KEPT_BATCHES = 4
@@ -220,9 +222,14 @@ def _figures(
             "extra memory, MB": round(statistics.median(run["extra_megabytes"] for run in runs[side])),
             "mean difference from pil, grey levels": float(differences[side].mean()) if side in differences else None,
             "largest difference from pil, grey levels": int(differences[side].max()) if side in differences else None,
+            **({"goals": _goal(side, median)} if side in GOALS else {}),
         }
         for side in runs
     ]
+
+
+def _goal(side: str, median: dict[str, float]) -> dict[str, bool]:
+    return {f"≥ {GOALS[side]} times as fast as the peer": median["peer"] / median[side] >= GOALS[side]}
 
 
 def _row(figure: dict[str, Any]) -> str:

@@ -37,9 +37,10 @@ def shared_data() -> Path:
 
 def print_row(figures: list[dict[str, Any]]) -> None:
     """Prints the last of some figures as a row of a Markdown table, the first with its head."""
+    shown = {key: value for key, value in figures[-1].items() if key != "goals"}
     if len(figures) == 1:
-        print("| " + " | ".join(figures[0]) + " |\n|" + ":--|" * len(figures[0]))
-    print("| " + " | ".join(str(value) for value in figures[-1].values()) + " |", flush=True)
+        print("| " + " | ".join(shown) + " |\n|" + ":--|" * len(shown))
+    print("| " + " | ".join(str(value) for value in shown.values()) + " |", flush=True)
 
 
 def keep(figures: list[dict[str, Any]], file: Path | None) -> None:

@@ -57,13 +57,13 @@ EPOCHS = (("as few epochs as can be", None), ("100 epochs", 100), ("1,000 epochs
 EXAMPLE = 100
 """Epochs of a model where one length stands for all."""
 MEASURED = {
-    "images decoded and transformed by PIL, per second and core": 200,
-    "the same from cached Resize(256), PIL crop: times as many": 4.9,
-    "gathered from the cache alone, augmented on the device: times as many": 250,
+    "images decoded and transformed by PIL, per second and core": 511,
+    "the same from cached Resize(256), PIL crop: times as many": 5.2,
+    "gathered from the cache alone, augmented on the device: times as many": 54,
     "one suggestion of the sweeper at trial 50, seconds": 0.24,
     "sweeper and launcher per trial, processor seconds": 0.16,
 }
-"""On two cores of an AMD EPYC shared with other work; benchmarks/{data,search}.py measure them anew."""
+"""On two cores of an AMD EPYC, of photos of 375 px and 87 kB; benchmarks/{data,search}.py measure them anew."""
 PEAK = {"FP32": 67, "TF32": 495, "BF16": 989}
 """TFLOP/s of an H100 SXM without sparsity, as its maker's data sheet has them: reached by nothing real."""
 PIL_WORKERS = 2

@@ -56,6 +56,8 @@ from mlrc_lightning.objective import Objective
 from mlrc_lightning.selection import Selection
 from mlrc_lightning.stopping import StopSignals
 
+GOAL = 1.25
+"""What our loop costs at most, in times of the bare one."""
 ITERATIONS, BATCH, CLASSES, EMBEDDING_SIZE, PIXELS, WIDTH = 100, 32, 100, 128, 24, 8
 CHECKPOINT_EVERY = 200
 """Iterations: as often as the protocol validates and saves where it does so most often."""
@@ -256,6 +258,7 @@ def loops(rounds: int, epochs: int) -> list[dict[str, Any]]:
             "milliseconds a step": round(1000 * wall[side] / ITERATIONS, 3),
             "times the bare loop": round(wall[side] / wall[base], 3),
             "times the bare loop, cpu": round(cpu[side] / cpu[base], 3),
+            **({"goals": {f"≤ {GOAL} times the bare loop": wall[side] <= GOAL * wall[base]}} if side == "ours" else {}),
         }
         for side in SIDES
     ]
@@ -352,7 +355,7 @@ def main() -> None:
         figures += rows
         print("| " + " | ".join(rows[0]) + " |\n|:--" + "|--:" * (len(rows[0]) - 1) + "|")
         for row in rows:
-            print("| " + " | ".join(str(value) for value in row.values()) + " |", flush=True)
+            print("| " + " | ".join(str(value) for key, value in row.items() if key != "goals") + " |", flush=True)
         print()
     keep(figures, arguments.json)
 

@@ -58,4 +58,4 @@ def test_no_number_of_gpus_is_quicker_than_the_trials_of_the_longest_search_in_a
     assert scale.days_on(56, 56 * day, day, 60) == "240.00 (longest search)"  # 60 x 4 folds
     assert scale.days_on(224, 56 * day, day, 60) == "51.00 (longest search)"  # folds and runs side by side
     assert scale.seconds(100, 30, 10) == 11  # a validated image is a third of a trained one
-    assert scale.seconds(100, 300, None) == 1  # PIL decodes 400 a second, whatever for
+    assert scale.seconds(100, 300, None) == 400 / 1022  # PIL decodes 511 a second and core, whatever for
