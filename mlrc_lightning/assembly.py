@@ -27,7 +27,7 @@ from pytorch_lightning.loops.progress import _ProcessedTracker
 from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 
-from mlrc_lightning.augment import TrainTransform, require_augmentation
+from mlrc_lightning.augment import TrainTransform
 from mlrc_lightning.config import is_the_papers_split
 from mlrc_lightning.datamodule import FoldDataModule, Pixels, ResidentPixels
 from mlrc_lightning.datasets.cache import CachedImages, Half, ResizedImages, cached_images, uncached_images
@@ -41,7 +41,7 @@ from mlrc_lightning.models.trunk import Trunk
 from mlrc_lightning.module import LOSS, MODEL, EmbeddingModule, Schedule, Scheduler
 from mlrc_lightning.objective import Objective
 from mlrc_lightning.sampling import Batches
-from mlrc_lightning.schema import Target, TrialSettings
+from mlrc_lightning.schema import CUDA_GRAPHS, Target, TrialSettings
 from mlrc_lightning.splits import FoldSplit, Indices, Splitter, checked_folds, trainval_images
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,6 @@ class TrialData:
     """
 
     def __init__(self, settings: TrialSettings, *, needs_cache: bool = False) -> None:
-        require_augmentation(settings.trainer.augmentation)
         self._settings = settings
         self._needs_cache = needs_cache
         self.images: LabeledImages = build(settings.dataset.images, "dataset.images")
@@ -244,7 +243,9 @@ def build_module(
     random.seed(seed)  # torch draws the weights; a miner may draw from any of the three
     np.random.seed(seed % 2**32)
     trunk = build(settings.trunk.model, "trunk.model") if num_features is None else FrozenTrunk(num_features)
-    if settings.trainer.compile:
+    if settings.trainer.compile == CUDA_GRAPHS:
+        trunk.compile(backend=CUDA_GRAPHS, dynamic=False)  # a graph has one shape: a last, smaller batch gets its own
+    elif settings.trainer.compile:
         trunk.compile()
     embedder = nn.Linear(trunk.num_features, settings.embedder.embedding_size)
     channels_last = settings.trainer.channels_last
@@ -360,6 +361,8 @@ def build_trainer(settings: TrialSettings, folder: Path, **arguments: Any) -> pl
         trainer._signal_connector.register_signal_handlers = _take_no_signals  # type: ignore[method-assign]
         if trainer.precision != hardware.precision:
             raise ValueError(f"precision={hardware.precision} would become {trainer.precision}")
+        if hardware.compile == CUDA_GRAPHS and trainer.strategy.root_device.type != "cuda":
+            raise ValueError(f"compile={CUDA_GRAPHS} captures what a CUDA device does; take false or true")
         return trainer
     except (MisconfigurationException, ValueError) as error:
         raise ConfigError(f"trainer: this machine cannot run {dataclasses.asdict(hardware)}: {error}") from error

@@ -211,7 +211,7 @@ class FoldDataModule(pl.LightningDataModule):
         evaluation_batch_size: Images of a validation batch.
         seed: Root of augmentation.
         num_workers: Processes that read images.
-        augmentation: What crops and flips training images: pil, opencv or device.
+        augmentation: What crops and flips training images: pil, torch or device.
         resident: The images on the training device; None: each batch is sent there.
     """
 

@@ -29,7 +29,9 @@ RUN_STAGES = ("reproduce", "untrained")
 FROZEN_PROXY = "frozen_proxy"
 """In the name of the protocol of all that has a frozen trunk: no such result is one of the protocol."""
 STRATEGIES = ("auto", "ddp")
-AUGMENTATIONS = ("pil", "opencv", "device")
+CUDA_GRAPHS = "cudagraphs"
+"""Of `trainer.compile`."""
+AUGMENTATIONS = ("pil", "torch", "device")
 """What crops and flips training images: Pillow, OpenCV, or the device that trains."""
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 INTERVALS = ("iteration", "epoch", "plateau")
@@ -257,7 +259,8 @@ class TrainerSettings:
         num_workers: Processes that read images, of each rank.
         deterministic: Use deterministic algorithms where there are any.
         channels_last: Order of the trunk's weights and images in memory.
-        compile: Whether the trunk goes through torch.compile.
+        compile: Whether the trunk goes through torch.compile; or `cudagraphs`, which captures its launches and compiles
+            none of its kernels.
         checkpoint_every_n_iterations: How often the state of a training is saved between validations; None: never.
         parallel_folds: How many folds of a trial are trained at once, each in a process of its own.
         augmentation: What crops and flips training images: one of `AUGMENTATIONS`.
@@ -271,7 +274,7 @@ class TrainerSettings:
     num_workers: int
     deterministic: bool
     channels_last: bool
-    compile: bool
+    compile: bool | str
     checkpoint_every_n_iterations: int | None
     parallel_folds: int
     augmentation: str = "pil"  # older records have neither
@@ -283,6 +286,11 @@ class TrainerSettings:
         if self.resident_cache:
             expected = "device with trainer.resident_cache=true, because a processor has no use for images elsewhere"
             _require(self.augmentation == "device", "trainer.augmentation", expected, self.augmentation)
+        _require(
+            self.compile in (False, True, CUDA_GRAPHS), "trainer.compile", f"false, true or {CUDA_GRAPHS}", self.compile
+        )
+        is_one_or_the_other = self.compile != CUDA_GRAPHS or self.num_ranks == 1
+        _require(is_one_or_the_other, "trainer.compile", "false or true with several ranks", self.compile)
         _require_one_of("trainer.strategy", STRATEGIES, self.strategy)
         _require(self.num_workers >= 0, "trainer.num_workers", ">= 0", self.num_workers)
         every = self.checkpoint_every_n_iterations

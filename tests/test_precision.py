@@ -227,6 +227,40 @@ def test_options_that_change_figures_make_another_trial_and_leave_the_others_wha
         assert identity(as_json(settings(f"trainer.{option}=true"))) == {**plain, option: True}
 
 
+def test_captured_graphs_are_torchs_own_and_need_a_gpu_and_one_rank(settings, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(Trunk, "compile", lambda self, **how: compiled.append(how))
+    chosen = settings("trainer.compile=cudagraphs")
+    build_module(chosen, 0, None)
+    assert compiled == [{"backend": "cudagraphs", "dynamic": False}]
+    with pytest.raises(
+        ConfigError, match="this machine cannot run .*compile=cudagraphs captures what a CUDA device does"
+    ):
+        build_trainer(chosen, tmp_path)
+    with pytest.raises(ConfigError, match="trainer.compile='cudagraphs': expected false or true with several ranks"):
+        settings("trainer=ddp", "trainer.devices=2", "trainer.compile=cudagraphs")
+    with pytest.raises(ConfigError, match="trainer.compile='fast': expected false, true or cudagraphs"):
+        settings("trainer.compile=fast")
+    assert identity(as_json(chosen)) == {**identity(as_json(settings())), "compile": "cudagraphs"}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
+def test_the_backend_that_captures_graphs_computes_the_same_where_there_are_none(settings):
+    """Everything of it but the capture, which torch leaves out on a CPU."""
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    options = ["trunk.model.width=8", "embedder.embedding_size=8"]
+    plain, captured = (
+        build_module(settings(f"trainer.compile={how}", *options), 0, None) for how in ("false", "cudagraphs")
+    )
+    for module in (plain, captured):
+        module(images).square().sum(1).pow(2).add(module(images)[:, 0]).sum().backward()
+    for (name, own), other in zip(plain.named_parameters(), captured.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, other.grad, rtol=1e-4, atol=1e-6, msg=name)
+    with torch.no_grad():
+        torch.testing.assert_close(captured(images[:3]), plain(images[:3]), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")

@@ -1,6 +1,7 @@
 """Images in files: layouts, label order, colour, and everything that can be wrong with them."""
 
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from PIL import Image
 
 from mlrc_lightning.datasets.image_csv import ImageCsv
 from mlrc_lightning.datasets.image_folder import ImageFolder
-from mlrc_lightning.datasets.images import check_classes
+from mlrc_lightning.datasets.images import ImageFiles, check_classes
 from mlrc_lightning.datasets.omniglot import Omniglot
 from mlrc_lightning.errors import DatasetError, ImageError
 
@@ -24,6 +25,15 @@ def test_a_folder_sorts_its_classes_by_name_and_its_images_within(image_folder):
     np.testing.assert_array_equal(images.labels, np.repeat(np.arange(12), 4))
     assert images.describe(5) == "class_01/1.jpg"
     assert images.read(5).size == (41, 37)
+
+
+@pytest.mark.parametrize(
+    ("root", "path", "described"),
+    [("/r", "/r/a/x.png", "a/x.png"), ("/r", "/rr/x.png", "/rr/x.png"), ("/", "/r/x.png", "r/x.png"),
+     (".", "a/x.png", "a/x.png"), (".", "/r/x.png", "/r/x.png"), ("r", "r/x.png", "x.png")],
+)  # fmt: skip
+def test_an_image_is_described_by_its_path_below_the_root(root, path, described):
+    assert ImageFiles([Path(path)], [0], Path(root)).describe(0) == described
 
 
 def test_files_that_are_no_images_and_hidden_ones_are_left_out(image_folder):
