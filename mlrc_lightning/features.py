@@ -39,7 +39,7 @@ from mlrc_lightning.sampling import Batch
 
 log = logging.getLogger(__name__)
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _BATCH = 32
 """Images of a step, whose views go through the trunk so many at a time: more only cost memory."""
 _CENTER = 0
@@ -265,7 +265,8 @@ def _compute(
 def _forward(trunk: Trunk, images: NDArray[np.uint8], device: torch.device) -> Tensor:
     """Returns features on the host; (B, H, W, 3) uint8 → (B, F), float32."""
     with torch.inference_mode():
-        features: Tensor = trunk(torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous())
+        # channels stay last in memory, which halves the time of depthwise convolutions on a CPU
+        features: Tensor = trunk(torch.from_numpy(images).to(device).permute(0, 3, 1, 2))
         return features.float().cpu()
 
 
