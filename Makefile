@@ -55,7 +55,8 @@ test-all: $(VENV)/.installed-test  ## All tests that this machine can run; the o
 coverage: $(VENV)/.installed-test  ## Line and branch coverage of all tests but those on real data
 	$(BIN)/python -m pytest -m "not real_data" --cov --cov-report=term
 
-bench: $(VENV)/.installed-test  ## All benchmarks beside their peers, into benchmarks/RESULTS.md (25 minutes; BENCH="metrics data" runs some)
+bench: $(VENV)/.installed-test  ## All benchmarks beside their peers, into benchmarks/RESULTS.md (an hour; BENCH="metrics data" runs some)
+	$(UV_PIP) -e '.[benchmarks]'
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 
 bench-search: $(VENV)/.installed-test  ## Search quality against Ax itself, Optuna and random search (an hour; resumes), and what the sweeper costs

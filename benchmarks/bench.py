@@ -1,6 +1,6 @@
 """Runs the benchmarks one after the other, keeps their figures with the circumstances, and renders RESULTS.md.
 
-    python benchmarks/bench.py [NAME…] [--results FOLDER] [--page FILE]      # all of them: make bench, 25 minutes
+    python benchmarks/bench.py [NAME…] [--results FOLDER] [--page FILE]      # all of them: make bench, an hour
 
 A benchmark that lacks its data prints why as its last line, writes no figures, and is shown with that reason; one
 that fails is shown with its error, and fails this command once the others have run. Figures of an earlier run stay

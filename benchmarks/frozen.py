@@ -27,7 +27,10 @@ from mlrc_lightning.search_spaces import search_space
 ROOT = Path(__file__).parents[1]
 LOSSES = sorted(path.stem for path in (ROOT / "conf" / "loss").glob("*.yaml"))
 PROXY = ["experiment=demo_frozen"]
-WHOLE = ["experiment=demo_frozen", "trunk.frozen=false", "trunk.learning_rate=1e-6", "schedule.max_epochs=2"]
+WHOLE = [
+    "experiment=demo_frozen", "trunk.frozen=false", "trunk.learning_rate=1e-6", "schedule.max_epochs=2",
+    "trainer.channels_last=true",  # in the last digits another trial, in two thirds of the time
+]  # fmt: skip
 
 
 def main() -> None:

@@ -15,6 +15,8 @@ BENCHMARKS = {
     "search": "Search",
     "startup": "Start-up",
     "end_to_end": "End to end",
+    "folds": "Folds at once",
+    "frozen_search": "A search with a frozen trunk",
 }
 """In the order of the page; each is a script beside this file."""
 RESULTS = Path("benchmarks/results")
