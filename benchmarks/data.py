@@ -96,19 +96,29 @@ def peer_batches(folder: Path) -> Any:
 
 
 def our_batches(side: str, folder: Path) -> Any:
+    from mlrc_lightning.augment import CROPS_ON_THE_CPU
+    from mlrc_lightning.crops import Crops
+
+    if side == "opencv":
+        CROPS_ON_THE_CPU["opencv"] = crop_by_opencv
+    augmentation = side if side in CROPS_ON_THE_CPU else "device"
+    datamodule = our_datamodule(folder, augmentation, side == "resident")
+    for batch in datamodule.train_dataloader():
+        ready = datamodule.on_after_batch_transfer(batch) if side == "device on CPU" else batch
+        yield tuple(ready[0]) if isinstance(ready[0], Crops) else ready[0]
+
+
+def our_datamodule(folder: Path, augmentation: str, is_resident: bool, num_workers: int = 0) -> Any:
+    """Returns the photos as our training reads them, in order, each a class of its own."""
     import numpy as np
 
-    from mlrc_lightning.augment import CROPS_ON_THE_CPU, TrainTransform
-    from mlrc_lightning.crops import Crops
+    from mlrc_lightning.augment import TrainTransform
     from mlrc_lightning.datamodule import FoldDataModule, Pixels, ResidentPixels
     from mlrc_lightning.splits import FoldSplit
 
     images, cache = cached(folder)
     everything = np.arange(len(images.labels))
     split = FoldSplit(fold=0, labels=images.labels, train=everything[:-2], val=everything[-2:-1], test=everything[-1:])
-
-    if side == "opencv":
-        CROPS_ON_THE_CPU["opencv"] = crop_by_opencv
 
     class InOrder:
         def __init__(self, labels: Any, indices: Any) -> None:
@@ -117,14 +127,10 @@ def our_batches(side: str, folder: Path) -> Any:
         def batch(self, number: int) -> Any:
             return self._indices[np.arange(number * BATCH, (number + 1) * BATCH) % len(self._indices)]
 
-    datamodule = FoldDataModule(
-        Pixels(cache, images.labels), split, TrainTransform(CROP, SCALE, RATIO, FLIP), InOrder, 10**6, BATCH, 0, 0,
-        augmentation=side if side in CROPS_ON_THE_CPU else "device",
-        resident=ResidentPixels(cache) if side == "resident" else None,
+    return FoldDataModule(
+        Pixels(cache, images.labels), split, TrainTransform(CROP, SCALE, RATIO, FLIP), InOrder, 10**6, BATCH, 0,
+        num_workers, augmentation=augmentation, resident=ResidentPixels(cache) if is_resident else None,
     )  # fmt: skip
-    for batch in datamodule.train_dataloader():
-        ready = datamodule.on_after_batch_transfer(batch) if side == "device on CPU" else batch
-        yield tuple(ready[0]) if isinstance(ready[0], Crops) else ready[0]
 
 
 def crop_by_opencv(image: Any, crop: Any, target: Any) -> None:

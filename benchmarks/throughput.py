@@ -1,0 +1,158 @@
+"""Training images per second by data path and precision, against images that are on the device already.
+
+    python benchmarks/throughput.py [--workers 0 4 16] [--rounds 5] [--seconds 3] [--json FILE]
+    python benchmarks/throughput.py --model small_cnn            a small trunk, for a machine without a GPU
+
+BN-Inception at 227 pixels, batch 32, on a GPU where there is one. A step is what training does: the batch from our
+loader to the device, crops there where that is asked for, forward, Contrastive, backward, RMSprop.
+
+    synthetic      one batch that stays on the device: what the arithmetic allows
+    resident       augmentation=device, all decoded images on the device
+    device         augmentation=device, the boxes' pixels sent
+    torch, pil     cropped on the host from the decoded cache, by that many processes
+
+TF32 is PyTorch's own setting, and not one of ours: by default it is on for convolutions and off for products.
+Photos are those of benchmarks/data.py. All variants of a precision take turns; a row is the median of its rounds.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import mlrc_lightning.torchvision_import  # noqa: F401
+
+import torch
+from data import BATCH, CROP, RESIZE, make_photos, our_datamodule
+from hydra import compose, initialize_config_dir
+from lightning_utilities.core.apply_func import apply_to_collection
+from measuring import keep, print_row
+from pytorch_lightning.plugins.precision import MixedPrecision
+from torch import Tensor
+
+from mlrc_lightning.assembly import build_module
+from mlrc_lightning.config import config_folder, register_resolvers, trial_settings
+from mlrc_lightning.module import EmbeddingModule
+
+OVERRIDES = {
+    "bn_inception": ["experiment=mlrc/cub200", "trunk.pretrained=false"],
+    "small_cnn": ["dataset=glyphs", "trunk=small_cnn", f"transform.resize={RESIZE}", f"transform.crop={CROP}"],
+}
+PRECISIONS = {"fp32": ("32-true", False), "tf32": ("32-true", True), "bf16": ("bf16-mixed", True)}
+"""By name: the trainer's precision, and whether PyTorch may use TF32."""
+
+
+class Training:
+    """A module that takes steps on batches of one path.
+
+    Args:
+        model: Of `OVERRIDES`.
+        precision: Of the trainer.
+        device: That trains.
+        batches: Endless; None: the batch that is on the device.
+    """
+
+    def __init__(self, model: str, precision: str, device: torch.device, datamodule: Any) -> None:
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+            overrides = [*OVERRIDES[model], "loss=contrastive", f"trainer.precision={precision}", "trainer=auto"]
+            settings = trial_settings(compose("train", overrides, return_hydra_config=True), is_sweep_job=False)
+        self.module: EmbeddingModule = build_module(settings, 0, 100).to(device).train()
+        self.optimizer = self.module.configure_optimizers()
+        self.device, self.datamodule = device, datamodule
+        self.context: Any = (
+            MixedPrecision(precision, device.type).forward_context  # type: ignore[arg-type]
+            if precision.endswith("mixed")
+            else nullcontext
+        )
+        self.batches = _endless(datamodule, device)
+
+    def images_per_second(self, seconds: float) -> float:
+        """Trains for at least so long, after two steps that are not timed."""
+        for _ in range(2):
+            self._step()
+        self._wait()
+        began, steps = time.perf_counter(), 0
+        while time.perf_counter() - began < seconds:
+            self._step()
+            steps += 1
+        self._wait()
+        return steps * BATCH / (time.perf_counter() - began)
+
+    def _step(self) -> None:
+        batch = next(self.batches)
+        if self.datamodule is not None:
+            batch = self.datamodule.on_after_batch_transfer(batch)
+        with self.context():
+            loss = self.module.batch_loss((batch[0], batch[1] // 4))
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.module.update(self.optimizer)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _endless(datamodule: Any, device: torch.device) -> Iterator[Any]:
+    if datamodule is None:
+        images = torch.randint(0, 256, (BATCH, 3, CROP, CROP), dtype=torch.uint8).to(device)
+        while True:
+            yield images, torch.arange(BATCH, device=device)
+    for batch in datamodule.train_dataloader():
+        yield apply_to_collection(batch, Tensor, lambda values: values.to(device, non_blocking=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=list(OVERRIDES), default="bn_inception")
+    parser.add_argument("--precisions", nargs="+", choices=list(PRECISIONS), default=list(PRECISIONS))
+    parser.add_argument("--workers", nargs="+", type=int, default=[0, 4, 16], help="processes that crop on the host")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3, help="of each measurement")
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--json", type=Path, help="also write all figures here")
+    arguments = parser.parse_args()
+    register_resolvers()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    paths = {"synthetic": None, "resident": ("device", True, 0)}
+    for workers in arguments.workers:
+        paths |= {f"{crops}, {workers} workers": (crops, False, workers) for crops in ("device", "torch", "pil")}
+    figures: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        make_photos(folder / "photos", arguments.images)
+        for precision in arguments.precisions:
+            of_trainer, has_tf32 = PRECISIONS[precision]
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = has_tf32
+            trainings = {
+                path: Training(arguments.model, of_trainer, device, how and our_datamodule(folder, *how))
+                for path, how in paths.items()
+            }
+            rates: dict[str, list[float]] = {path: [] for path in trainings}
+            for number in range(arguments.rounds):
+                for path in list(trainings)[:: -1 if number % 2 else 1]:
+                    rates[path].append(trainings[path].images_per_second(arguments.seconds))
+            median = {path: statistics.median(values) for path, values in rates.items()}
+            for path in trainings:
+                fraction = median[path] / median["synthetic"]
+                figures.append(
+                    {
+                        "device": name,
+                        "precision": precision,
+                        "path": path,
+                        "images per second": round(median[path], 1),
+                        "of synthetic": round(fraction, 3),
+                        **({"goals": {"≥ 0.9 of synthetic": fraction >= 0.9}} if path == "resident" else {}),
+                    }
+                )
+                print_row(figures)
+    keep(figures, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
