@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -32,6 +33,8 @@ UncroppedBatch = tuple[Crops, Tensor]
 """The same with images that are still to be cropped, which happens when they are on the device."""
 EvaluationBatch = tuple[Tensor, Tensor, Tensor]
 """(images (B, 3, H, W) uint8 RGB, labels (B,) int64, dataset indices (B,) int64)."""
+
+_SECONDS_AFTER_SIGTERM = 30
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,7 @@ def evaluation_loader(
         sampler=_Blocks(indices, batch_size),
         batch_size=None,
         num_workers=num_workers,
+        worker_init_fn=_outlive_sigterm,
         generator=torch.Generator(),
     )
 
@@ -254,6 +258,7 @@ class FoldDataModule(pl.LightningDataModule):
             sampler=self.batches,
             batch_size=None,
             num_workers=self._num_workers,
+            worker_init_fn=_outlive_sigterm,
             persistent_workers=self._num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             # a loader draws a number whenever it begins: from torch's own stream, a resumed training would shift that
@@ -280,6 +285,14 @@ class FoldDataModule(pl.LightningDataModule):
             self._evaluation_batch_size,
             self._num_workers,
         )
+
+
+def _outlive_sigterm(worker: int) -> None:
+    """Lets a process that reads images serve on when its whole group gets SIGTERM: the trainer stops after its step.
+
+    Not for ever: the same signal ends it where the trainer did not.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SECONDS_AFTER_SIGTERM))
 
 
 def _free_bytes(device: torch.device) -> int | None:

@@ -14,6 +14,8 @@ MlrcError                  one message: what was expected, what was found, what 
 └── RecordError            a result file that is damaged or of another run
 """
 
+from __future__ import annotations
+
 
 class MlrcError(Exception):
     """Base of all errors a user can cause; its text is the whole message.
@@ -74,3 +76,9 @@ class RankError(MlrcError):
 
 class RecordError(MlrcError):
     """A result file is damaged or belongs to another run."""
+
+
+def named(kind: str) -> type[MlrcError] | None:
+    """Returns the class of that name, as another process tells it; None where there is none."""
+    known = globals().get(kind)
+    return known if isinstance(known, type) and issubclass(known, MlrcError) else None

@@ -78,7 +78,8 @@ def train_at_once(
         TrialStopped: A signal stopped them.
     """
     at_once = min(settings.trainer.parallel_folds, len(folds))
-    num_threads = max(1, torch.get_num_threads() // at_once)
+    # not by how many are left: a fold that is trained again has as many as it had
+    num_threads = max(1, torch.get_num_threads() // min(settings.trainer.parallel_folds, len(settings.folds)))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([train_fold.__module__])
     handlers = [h.baseFilename for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
@@ -140,8 +141,8 @@ def _error(fold: int, child: _Running, outcome: _Outcome | None) -> MlrcError:
     if outcome is None:
         return FoldError(f"The process of fold {fold} ended without a word: {exit_text(child.process.exitcode or 0)}.")
     log.error("Fold %d failed:\n%s", fold, outcome.traceback)
-    known = getattr(errors, outcome.kind, None)
-    if isinstance(known, type) and issubclass(known, MlrcError):
+    known = errors.named(outcome.kind)
+    if known is not None:
         return known(f"{outcome.message} (fold {fold})")
     return FoldError(f"Fold {fold} raised {outcome.kind}: {outcome.message}")
 

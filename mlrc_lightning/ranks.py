@@ -33,7 +33,7 @@ TEST_FILE = "test.json"
 LOG_FILES = "MLRC_RANK_LOG_FILES"
 STORE_DESCRIPTOR = "MLRC_RANK_STORE"
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-_WORKERS_SHARE = "MLRC_LOCAL_THREADS"  # set by hydra/launcher=mlrc_local, with the variables above
+_WORKERS_SHARE = "MLRC_LOCAL_THREADS"  # set by our launchers, with the variables above
 _POLL_SECONDS = 0.1
 _SETTLE_SECONDS = 1.0  # for the failures of the others, which follow the first within milliseconds
 _GRACE_SECONDS = 50.0  # for the last rank to end once the first has
@@ -196,7 +196,9 @@ def _first_failure(folder: Path, codes: Sequence[int | None]) -> MlrcError:
     for number in range(len(codes)):
         if failure_file(folder, number).exists():
             failures[number] = read_json(failure_file(folder, number), RankFailure)
-    died = [number for number, code in enumerate(codes) if code not in (None, 0, STOPPED) and number not in failures]
+    # a rank whose peer failed may be aborted for that by the library that they talk through
+    consequences = (None, 0, STOPPED, -signal.SIGABRT) if failures else (None, 0, STOPPED)
+    died = [number for number, code in enumerate(codes) if code not in consequences and number not in failures]
     if died:
         code = codes[died[0]]
         assert code is not None
@@ -207,8 +209,8 @@ def _first_failure(folder: Path, codes: Sequence[int | None]) -> MlrcError:
     number = min(failures, key=lambda n: failures[n].moment)
     failure = failures[number]
     log.error("Rank %d of %d failed:\n%s", number, len(codes), failure.traceback)
-    known = getattr(errors, failure.kind, None)
-    if isinstance(known, type) and issubclass(known, MlrcError):
+    known = errors.named(failure.kind)
+    if known is not None:
         return known(f"{failure.message} (rank {number} of {len(codes)})")
     return RankError(f"Rank {number} of {len(codes)} raised {failure.kind}: {failure.message}")
 

@@ -2,6 +2,12 @@
 
 import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,10 +23,12 @@ from mlrc_lightning.prepare import prepare
 from mlrc_lightning.recorded import recorded_settings
 from mlrc_lightning.records import TrialRecord, as_json, read_json
 from mlrc_lightning.schema import TrainerSettings, read
+from mlrc_lightning.stopping import STOPPED
 from mlrc_lightning.trial import run_trial
 
 from .test_trial import without_times
 
+ROOT = Path(__file__).parents[1]
 QUICK = ["fold=0", "evaluation.baselines=false", "schedule.iterations_per_epoch=3", "trunk.model.width=8"]
 # glyphs are small, and shrink as well as grow
 CROPS = ["transform.flip_probability=0.5", "transform.crop=28", "transform.scale=[0.3,1.0]"]
@@ -178,6 +186,26 @@ def test_only_other_pixels_make_another_trial(settings):
     assert "augmentation" not in plain
     assert identity(as_json(settings(*RESIDENT))) == plain
     assert identity(as_json(settings("trainer.augmentation=torch"))) == {**plain, "augmentation": "torch"}
+
+
+@pytest.mark.fault
+def test_sigterm_to_the_whole_group_stops_a_training_whose_images_other_processes_read(tmp_path):
+    command = [
+        sys.executable, "train.py", "experiment=smoke", "trainer=cpu", "trainer.num_workers=2", "fold=0",
+        "loss=triplet", "evaluation.baselines=false", "schedule.max_epochs=1000", "schedule.patience=null",
+        "trunk.model.width=8",
+        f"output_root={tmp_path / 'out'}", f"data_root={tmp_path / 'data'}",
+    ]  # fmt: skip
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        training = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while "epoch 2/" not in log.read_text() and time.monotonic() < deadline:
+        assert training.poll() is None, log.read_text()
+        time.sleep(0.05)
+    os.killpg(training.pid, signal.SIGTERM)
+    assert training.wait(timeout=200) == STOPPED, log.read_text()
+    assert list(tmp_path.rglob("latest.pt"))
 
 
 def test_a_resident_cache_needs_the_device_to_crop(settings):

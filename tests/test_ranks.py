@@ -162,6 +162,9 @@ def test_the_first_failure_is_the_cause_and_a_death_comes_before_any(tmp_path):
     assert type(error) is NonFiniteError
     assert str(error) == "text 1 (rank 1 of 2)"
     assert "Rank 2 of 3 ended without a word: killed by SIGSEGV" in str(_first_failure(tmp_path, [1, 1, -11]))
+    # NCCL aborts the ranks whose peer failed; without any other reason it is the reason
+    assert type(_first_failure(tmp_path, [1, 1, -6])) is NonFiniteError
+    assert "Rank 1 of 2 ended without a word: killed by SIGABRT" in str(_first_failure(tmp_path / "none", [0, -6]))
     assert "did not end" in str(_first_failure(tmp_path / "none", [0, None]))
 
 

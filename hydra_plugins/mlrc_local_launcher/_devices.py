@@ -92,6 +92,6 @@ def visible_devices(environment: Mapping[str, str]) -> list[str]:
 
 def num_cores() -> int:
     """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # a cluster that binds no job to its processors lets each see all of the node's
+    return min(cores, int(os.environ.get("SLURM_CPUS_PER_TASK", cores)))

@@ -4,6 +4,7 @@ Hydra's plugin scan imports this module at every start, so the work is imported 
 """
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _lines(directory: Path, *, is_cancelling: bool) -> list[str]:
-    from ._cluster import Cluster, cancel
+    from ._cluster import Cluster, cancel, find_submission
     from ._files import JOB_FILE, JobFolder
 
     cluster = Cluster(poll_seconds=60.0)
@@ -40,17 +41,21 @@ def _lines(directory: Path, *, is_cancelling: bool) -> list[str]:
     for path in sorted(directory.rglob(f".slurm/*/{JOB_FILE}")):
         files = JobFolder(path.parents[1], int(path.parent.name))
         job = files.read()
-        if job is None or job.job_id is None:
+        if job is None:
             continue
-        result = files.result(job)
-        state = "COMPLETED" if result is not None and result.succeeded else cluster.state(job.job_id).name
-        goes_on = state != "COMPLETED" and not cluster.state(job.job_id).is_over
-        cluster.forget(job.job_id)
+        # its process may have been killed before it wrote the number down
+        job_id = job.job_id or files.submission_id(job) or find_submission(str(files.attempt(job)))
+        if job_id is None:
+            continue
+        result = files.result(dataclasses.replace(job, job_id=job_id))
+        state = "COMPLETED" if result is not None and result.succeeded else cluster.state(job_id).name
+        goes_on = state != "COMPLETED" and not cluster.state(job_id).is_over
+        cluster.forget(job_id)
         if is_cancelling and goes_on:
-            cancel(job.job_id)
+            cancel(job_id)
             state = f"{state}, now cancelled"
         if goes_on or not is_cancelling:
-            lines.append(f"{path.parents[2]}  job {job.number}  SLURM job {job.job_id}  {state}")
+            lines.append(f"{path.parents[2]}  job {job.number}  SLURM job {job_id}  {state}")
     return lines
 
 

@@ -39,6 +39,10 @@ _PASSING = re.compile(
     re.IGNORECASE,
 )
 _SUBMIT_PAUSE_SECONDS = 5.0
+# each library reads its own; the last is the share, for a task that divides it between processes of its own
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "MLRC_LOCAL_THREADS",
+)  # fmt: skip
 # between two looks at a job's result: at first, and at the longest
 _LOOK_SECONDS = (0.2, 2.0)
 _TIMED_OUT = "Job not requeued because: timed-out"
@@ -202,7 +206,11 @@ class Submitter:
             "tasks_per_node": settings.tasks_per_node,
             "slurm_signal_delay_s": settings.signal_delay_s,
             # the trap leaves the script's own exit status as it is
-            "slurm_setup": [f"trap 'echo $? > {shlex.quote(str(attempt / EXIT_FILE))}' EXIT", *settings.setup],
+            "slurm_setup": [
+                f"trap 'echo $? > {shlex.quote(str(attempt / EXIT_FILE))}' EXIT",
+                *_share_of_the_cores(settings.cpus_per_task),
+                *settings.setup,
+            ],
             "slurm_additional_parameters": {"requeue": True, **(settings.additional_parameters or {})},
         }
         named = {
@@ -303,7 +311,8 @@ class Submitter:
         """Whether an end is the end: the result may be late on a shared disk, and the job about to be requeued."""
         if result is not None and state.name in ("COMPLETED", "FAILED"):
             return True
-        return seconds >= self.settings.settle_seconds
+        # the answers of a poll are kept until the next: two polls apart, they are two
+        return seconds >= max(self.settings.settle_seconds, 2 * self.settings.poll_seconds)
 
     def _conclusion(
         self, files: JobFolder, job: JobFile, state: JobState, result: Result | None
@@ -375,6 +384,14 @@ class _SubmissionError(Exception):
         said = [line.strip() for line in text.splitlines() if "sbatch: error" in line]
         super().__init__(" ".join(said) or text.strip())
         self.passes = _PASSING.search(text) is not None
+
+
+def _share_of_the_cores(cpus_per_task: int | None) -> list[str]:
+    """Lines of a script: a cluster that binds no job to its processors lets each use all of the node's."""
+    if cpus_per_task is None:
+        return []
+    exports = " ".join(f"{name}={cpus_per_task}" for name in _THREAD_VARIABLES)
+    return [f'if [ -z "$OMP_NUM_THREADS" ]; then export {exports}; fi']
 
 
 _environment_lock = threading.Lock()

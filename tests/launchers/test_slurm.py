@@ -19,6 +19,7 @@ import pytest
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 
+from hydra_plugins.mlrc_slurm_launcher import _cluster
 from hydra_plugins.mlrc_slurm_launcher._errors import SlurmJobError, SlurmLauncherError
 from hydra_plugins.mlrc_slurm_launcher._files import JobFile, JobFolder, read_json
 from hydra_plugins.mlrc_slurm_launcher._task import SupersededError
@@ -152,6 +153,27 @@ def test_the_accounting_is_asked_where_the_controller_forgot_and_stale_rows_are_
     assert error.state == state
 
 
+def test_one_answer_is_no_end_however_seldom_the_controller_is_asked(
+    make: Make, hold: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that is preempted for a moment, seen only then, and polled less often than an end has to last."""
+    hold(job_1={"state": "PREEMPTED"})
+    states = iter([_cluster.JobState("PREEMPTED")])
+    asked = []
+
+    def squeue(job_ids: list[str]) -> dict[str, _cluster.JobState]:
+        asked.append(time.monotonic())
+        return dict.fromkeys(job_ids, next(states, _cluster.JobState("NODE_FAIL")))
+
+    monkeypatch.setattr(_cluster, "_squeue", squeue)
+    monkeypatch.setattr(_cluster, "_scontrol", lambda job_id: None)
+    monkeypatch.setattr(_cluster, "_sacct", lambda job_id: None)
+    error = error_of(make("hydra.launcher.poll_seconds=1", "hydra.launcher.settle_seconds=0.5").launch([[]], 0)[0])
+    assert isinstance(error, SlurmJobError)
+    assert error.state == "NODE_FAIL"
+    assert len(asked) >= 2
+
+
 @runs_jobs
 def test_a_preempted_job_that_is_requeued_has_not_failed(make: Make, fake_slurm: FakeSlurm, tmp_path: Path) -> None:
     fake_slurm.answer(job_1={"state": "PREEMPTED"})
@@ -253,8 +275,6 @@ def test_a_held_job_is_waited_for_and_said_to_be_held(
 
 @runs_jobs
 def test_one_question_serves_all_jobs(make: Make, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hydra_plugins.mlrc_slurm_launcher import _cluster
-
     asked = []
     real = _cluster._squeue
     monkeypatch.setattr(_cluster, "_squeue", lambda ids: asked.append(list(ids)) or real(ids))
@@ -298,7 +318,7 @@ def test_sbatch_is_asked_for_what_the_config_says(make: Make, hold: Make, fake_s
     wanted += ["cpus-per-task=8", "mem=24GB", "signal=USR2@60", "mail-type=FAIL", "exclusive", "requeue"]
     assert {f"#SBATCH --{option}" for option in wanted} <= set(script)
     trap = next(number for number, line in enumerate(script) if line.startswith("trap "))
-    assert script[trap + 1 : trap + 3] == ["module load cuda", "source /venv/bin/activate"]
+    assert script[trap + 2 : trap + 4] == ["module load cuda", "source /venv/bin/activate"]
     command = next(line for line in script if line.startswith("srun"))
     assert "--cpus-per-task=8 /opt/python -u -m submitit.core._submit" in command
 
@@ -317,7 +337,10 @@ def test_the_documented_configuration_of_a_cluster_comes_to_sbatch(
     wanted += ["gpus-per-node=1", "cpus-per-task=16", "mem=120GB", "mail-type=FAIL", "reservation=spring", "requeue"]
     assert {f"#SBATCH --{option}" for option in wanted} <= set(script)
     trap = next(number for number, line in enumerate(script) if line.startswith("trap "))
-    assert script[trap + 1 : trap + 3] == ["module load cuda/12.4", "source $HOME/mlrc/.venv/bin/activate"]
+    assert script[trap + 1].startswith(
+        'if [ -z "$OMP_NUM_THREADS" ]; then export OMP_NUM_THREADS=16 MKL_NUM_THREADS=16 '
+    )
+    assert script[trap + 2 : trap + 4] == ["module load cuda/12.4", "source $HOME/mlrc/.venv/bin/activate"]
     documented = set(re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| .* \|$", text.partition("## mlrc_slurm")[2], re.MULTILINE))
     keys = {key for cell in documented for key in re.findall(r"`(\w+)`", cell)}
     assert keys == {field.name for field in dataclasses.fields(MLRCSlurmLauncherConf)} - {"_target_"}

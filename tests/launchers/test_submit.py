@@ -1,5 +1,6 @@
 """A search submitted as a driver job, and the commands about a search's SLURM jobs."""
 
+import json
 import sys
 import threading
 from collections.abc import Callable
@@ -105,6 +106,13 @@ def test_jobs_of_a_search_are_listed_and_cancelled(
     assert listed[1].endswith("out  job 1  SLURM job 2  TIMEOUT")
     assert slurm_command(["cancel", str(tmp_path)]) == 0
     assert capsys.readouterr().out.strip().endswith("SLURM job 1  RUNNING, now cancelled")
+    # of a job whose launcher was killed before it had the answer, the number is found as the launcher would
+    file = tmp_path / "out/.slurm/0/job.json"
+    content = file.read_text()
+    file.write_text(json.dumps({**json.loads(content), "job_id": None}))
+    assert slurm_command(["cancel", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.strip().endswith("SLURM job 1  RUNNING, now cancelled")
+    file.write_text(content)
     fake_slurm.answer(hold=True, job_1={"state": "CANCELLED"}, job_2={"state": "TIMEOUT"})
     thread.join(20)
     assert [error_of(job).state for job in found] == ["CANCELLED", "TIMEOUT"]  # type: ignore[attr-defined]
