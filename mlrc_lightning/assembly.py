@@ -144,9 +144,10 @@ class TrialData:
         folder = Path(settings.data_root) / "cache" / settings.dataset.name / f"{resize}-{arguments}"
         cache: ResizedImages
         try:
-            cache = cached_images(self.images, indices, resize, folder, half)
+            needs_cache = self._needs_cache or settings.trunk.frozen
+            cache = cached_images(self.images, indices, resize, folder, half, tries_again=needs_cache)
         except DiskFullError as error:
-            if self._needs_cache or settings.trunk.frozen:
+            if needs_cache:
                 raise
             log.warning("%s Until then images are decoded whenever they are needed: same pixels, more time.", error)
             cache = uncached_images(self.images, indices, resize, folder, half)

@@ -8,7 +8,6 @@ that a search can be shown never to open the one of the test images.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -16,12 +15,12 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -32,6 +31,7 @@ from mlrc_lightning.augment import TrainTransform, center_crop
 from mlrc_lightning.datasets.cache import CachedImages, Half
 from mlrc_lightning.distributed import part_of, rank, world_size
 from mlrc_lightning.errors import DatasetError, NonFiniteError
+from mlrc_lightning.locks import only_one
 from mlrc_lightning.model_folder import file_digest, save_weights
 from mlrc_lightning.models.trunk import Trunk
 from mlrc_lightning.records import write_json
@@ -160,6 +160,7 @@ def cached_features(
     folder = images.file.parent / "features"
     made_of = {
         "version": _FORMAT_VERSION,
+        "pillow": PIL.__version__,
         "pixels": images.file.name,
         "indices": hashlib.sha256(images.indices.tobytes()).hexdigest(),
         "transform": vars(transform) if num_views else {"crop": transform.crop},
@@ -171,7 +172,7 @@ def cached_features(
     if found is not None:
         return found
     folder.mkdir(parents=True, exist_ok=True)
-    with _only_one(folder / f"{half}-{key}.lock"):
+    with only_one(folder / f"{half}-{key}.lock", "computes the same features"):
         found = _load(folder, half, key, images, num_views)  # of the process that was waited for
         if found is not None:
             return found
@@ -277,15 +278,3 @@ def _views(
     yield center_crop(image, transform.crop)
     for view in range(num_views):
         yield transform(image, np.random.default_rng([index, view]))
-
-
-@contextmanager
-def _only_one(path: Path) -> Iterator[None]:
-    """Waits for another process that computes the same; the lock goes with a process that dies."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("Another process computes the same features; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -29,7 +29,7 @@ from mlrc_lightning import errors
 from mlrc_lightning.config import register_resolvers
 from mlrc_lightning.errors import FoldError, MlrcError
 from mlrc_lightning.schema import TrialSettings
-from mlrc_lightning.stopping import StopSignals, TrialStopped, exit_text
+from mlrc_lightning.stopping import STOP_SIGNALS, StopSignals, TrialStopped, exit_text
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,8 @@ TrainFold = Callable[[TrialSettings, int, Path, StopSignals], None]
 """Trains one fold of a trial in its folder; a function at the top of a module, which the process imports."""
 
 _POLL_SECONDS = 0.1
+_LONGEST = 10_000
+"""Characters that are told of a failure's text, and of its traceback."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,13 @@ def train_at_once(
                     args=(train_fold, settings, fold, folder, theirs, num_threads, handlers),
                     name=f"fold {fold}",
                 )
-                process.start()
+                # the server that forks them hears no stop signal, or one to the whole group would end it, and what it
+                # forked with it; a fold unblocks its own once it listens
+                mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+                try:
+                    process.start()
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 theirs.close()
                 running[fold] = _Running(process, ours)
             wait([child.process.sentinel for child in running.values()], _POLL_SECONDS)
@@ -173,7 +181,9 @@ def _train(
     except TrialStopped:
         outcome = _STOPPED
     except BaseException as error:
-        outcome = _Outcome(type(error).__name__, str(error), "".join(traceback.format_exception(error)))
+        lines = "".join(traceback.format_exception(error))
+        # short enough for the pipe to hold: it is read once this process has ended
+        outcome = _Outcome(type(error).__name__, str(error)[:_LONGEST], lines[-_LONGEST:])
     parent.send(outcome)
 
 

@@ -44,13 +44,21 @@ class Failing(Noisy):
         return super().forward(embeddings, labels, indices)
 
 
+class Slow(Noisy):
+    """Takes a while for each step."""
+
+    def forward(self, embeddings, labels, indices=None):
+        time.sleep(0.3)
+        return super().forward(embeddings, labels, indices)
+
+
 class OfFoldOne(Noisy):
-    """Fails in the process of fold 1, in its third call."""
+    """Fails in the process of fold 1, in its third call, at length."""
 
     calls = 0
 
     def forward(self, embeddings, labels, indices=None):
         OfFoldOne.calls += 1
         if OfFoldOne.calls == 3 and multiprocessing.current_process().name == "fold 1":
-            raise ValueError("fold 1")
+            raise ValueError("fold 1" + "!" * 500_000)
         return super().forward(embeddings, labels, indices)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from mlrc_lightning import fold_processes
 from mlrc_lightning.errors import ConfigError, FoldError, NonFiniteError
 from mlrc_lightning.fold_processes import _error, _last_word, _Outcome, _Running
 from mlrc_lightning.records import TrialRecord, read_json
-from mlrc_lightning.stopping import TrialStopped
+from mlrc_lightning.stopping import STOPPED, TrialStopped
 from mlrc_lightning.trial import run_trial
 
 from .test_resume import files_of, noisy
@@ -120,6 +122,56 @@ def test_a_signal_stops_both_and_they_go_on_to_the_same_end(settings, tmp_path, 
 
 
 @pytest.mark.slow
+def test_a_signal_to_the_whole_group_costs_no_step(tmp_path):
+    """As SLURM, a shell or a service manager sends it: to the folds, and to the server that forked them as well."""
+    command = [
+        sys.executable, "train.py", "experiment=smoke", "trainer=cpu", AT_ONCE, "fold=[0,1]", "loss=triplet",
+        "loss.function._target_=tests.noisy.Slow", "~loss.function.margin", "evaluation.baselines=false",
+        "schedule.max_epochs=1000", "schedule.patience=null", "schedule.iterations_per_epoch=20",
+        f"output_root={tmp_path / 'out'}", f"data_root={tmp_path / 'data'}",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        training = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    deadline = time.monotonic() + 400
+    while len(list(tmp_path.rglob("latest.pt"))) < 2 and time.monotonic() < deadline:
+        assert training.poll() is None, log.read_text()
+        time.sleep(0.05)
+    time.sleep(1.5)  # into the epoch after the checkpoint
+    os.killpg(training.pid, signal.SIGUSR1)
+    assert training.wait(timeout=150) == STOPPED, log.read_text()
+    positions = [torch.load(path, weights_only=True)["position"] for path in tmp_path.rglob("latest.pt")]
+    assert len(positions) == 2
+    assert any(batch > 0 for _, batch in positions), positions
+
+
+@pytest.mark.slow
+def test_a_fold_that_is_trained_again_has_the_threads_that_it_had(settings, tmp_path):
+    s = noisy(settings, AT_ONCE)
+    torch.set_num_threads(2)
+    try:
+        run_trial(s, tmp_path)
+        files = files_of(tmp_path)
+        shutil.rmtree(tmp_path / "fold_2")
+        (tmp_path / "record.json").unlink()
+        asked = []
+        original = fold_processes.multiprocessing.get_context("forkserver").Process
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                fold_processes.multiprocessing.get_context("forkserver"), "Process",
+                lambda **how: asked.append(how["args"][5]) or original(**how), raising=False,
+            )  # fmt: skip
+            run_trial(s, tmp_path)
+        assert asked == [1]
+        assert files_of(tmp_path) == files
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.slow
 def test_a_fold_that_fails_fails_the_trial_with_its_reason(settings, tmp_path):
     s = settings("loss=triplet", "fold=[0,1]", AT_ONCE, "evaluation.baselines=false")
     broken = dataclasses.replace(s, loss=dataclasses.replace(s.loss, function={"_target_": "tests.noisy.OfFoldOne"}))
@@ -127,7 +179,8 @@ def test_a_fold_that_fails_fails_the_trial_with_its_reason(settings, tmp_path):
         run_trial(broken, tmp_path / "run")
     record = read_json(tmp_path / "run" / "record.json", TrialRecord)
     assert record.status == "failed"
-    assert record.failure == "FoldError: Fold 1 raised ValueError: fold 1"
+    assert record.failure.startswith("FoldError: Fold 1 raised ValueError: fold 1!!!")
+    assert len(record.failure) < 20_000
     assert 1 not in [fold.fold for fold in record.folds]
 
 

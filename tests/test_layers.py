@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # within a layer, a module may import those named before it
 LAYERS = [
-    ["errors", "schema", "stopping"],
+    ["errors", "schema", "stopping", "locks"],
     [
         "splits",
         "selection",
@@ -44,7 +44,7 @@ RANK = {name: number for number, name in enumerate(name for names in LAYERS for 
 # modules that stay importable without torch, Lightning or Ax
 LIGHT = ["errors", "schema", "splits", "selection", "records", "environment", "search_spaces", "optima", "tables.trial"]
 LIGHT += ["config", "finished", "command_line", "original_configs", "figures", "__main__", "search_optimum", "queries"]
-LIGHT += ["stopping", "ranks", "statistics", "intervals", "results", "composition", "table", "study", "submit"]
+LIGHT += ["stopping", "locks", "ranks", "statistics", "intervals", "results", "composition", "table", "study", "submit"]
 
 
 def imports_of(path):

@@ -7,6 +7,7 @@ computed from the file. Where the disk is too small for it, it is computed from 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -22,12 +23,14 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
 from mlrc_lightning.datasets.images import LabeledImages
 from mlrc_lightning.errors import DatasetError, DiskFullError, ImageError
+from mlrc_lightning.locks import only_one
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +132,13 @@ def resize_shorter_side(image: Image.Image, size: int) -> Image.Image:
 
 
 def cached_images(
-    images: LabeledImages, indices: NDArray[np.int64], resize: int, folder: Path, half: Half
+    images: LabeledImages,
+    indices: NDArray[np.int64],
+    resize: int,
+    folder: Path,
+    half: Half,
+    *,
+    tries_again: bool = True,
 ) -> CachedImages:
     """Returns the cache of some images, made first where it is missing or the images changed.
 
@@ -139,6 +148,8 @@ def cached_images(
         resize: Shorter side in pixels.
         folder: Where the caches of this dataset lie.
         half: Name of the files.
+        tries_again: Whether to decode all images once more where the disk was full in the midst of them before, as it
+            is at a quota, which nothing announces.
 
     Raises:
         ImageError: An image does not decode; all of them are tried, and counted in the message.
@@ -150,10 +161,39 @@ def cached_images(
     found = _load(folder, half, key, indices)
     if found is not None:
         return found
-    partial = folder / f"{half}.uint8.partial-{os.getpid()}"
+    full = folder / f"{half}.full.json"
+    if not tries_again and _read(full) == key:
+        raise DiskFullError(
+            f"{folder}: expected room for the decoded images, found none when they were decoded last. Free some space,"
+            " then: python -m mlrc_lightning prepare …; or name another folder with data_root=FOLDER."
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder, half)
+        with only_one(folder / f"{half}.lock", "decodes the same images"):
+            # that of the process that was waited for
+            return _load(folder, half, key, indices) or _make(images, indices, resize, folder, half, key, fingerprint)
+    except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if is_full:
+            with contextlib.suppress(OSError):
+                _write(full, key)
+        raise (DiskFullError if is_full else DatasetError)(
+            f"{folder}: expected to write the decoded images there, found: {error}."
+            " Free some space, or name another folder with data_root=FOLDER."
+        ) from error
+
+
+def _make(
+    images: LabeledImages,
+    indices: NDArray[np.int64],
+    resize: int,
+    folder: Path,
+    half: Half,
+    key: dict[str, Any],
+    fingerprint: str,
+) -> CachedImages:
+    partial = folder / f"{half}.uint8.partial"  # what a killed process left of it is overwritten
+    try:
         shapes = _decode_all(images, indices, resize, half, partial)
         sizes = shapes[:, 0] * shapes[:, 1] * 3
         offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
@@ -161,14 +201,9 @@ def cached_images(
         index = {"key": key, "file": name, "offsets": offsets.tolist(), "shapes": shapes.tolist()}
         os.replace(partial, folder / name)
         _write(folder / f"{half}.json", index)
-    except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise (DiskFullError if is_full else DatasetError)(
-            f"{folder}: expected to write the decoded images there, found: {error}."
-            " Free some space, or name another folder with data_root=FOLDER."
-        ) from error
     finally:
         partial.unlink(missing_ok=True)
+    (folder / f"{half}.full.json").unlink(missing_ok=True)
     for stale in folder.glob(f"{half}-*.uint8"):
         if stale.name != name:
             stale.unlink(missing_ok=True)  # a process that still reads it keeps its pages
@@ -193,11 +228,7 @@ def uncached_images(
     """
     key = _key(images.fingerprint(indices), indices, resize)
     path = folder / f"{half}.checked.json"
-    try:
-        is_checked = json.loads(path.read_text()) == key
-    except (OSError, ValueError):
-        is_checked = False
-    if not is_checked:
+    if _read(path) != key:
         _decode_all(images, indices, resize, half, None)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -210,7 +241,21 @@ def uncached_images(
 def _key(fingerprint: str, indices: NDArray[np.int64], resize: int) -> dict[str, object]:
     # the digest says which pixels, the indices whose they are: another split of the same images is another cache
     positions = hashlib.sha256(indices.tobytes()).hexdigest()
-    return {"version": _FORMAT_VERSION, "resize": resize, "images": fingerprint, "indices": positions}
+    return {
+        "version": _FORMAT_VERSION,
+        "pillow": PIL.__version__,
+        "resize": resize,
+        "images": fingerprint,
+        "indices": positions,
+    }
+
+
+def _read(path: Path) -> Any:
+    """Returns what `_write` wrote; None where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
@@ -325,15 +370,3 @@ def _size(num_bytes: float) -> str:
 
 def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
-
-
-def _remove_leftovers(folder: Path, half: Half) -> None:
-    """Removes partial files of processes that were killed."""
-    for leftover in folder.glob(f"{half}.*.partial-*"):
-        process = int(leftover.name.rsplit("-", 1)[1])
-        try:
-            os.kill(process, 0)
-        except ProcessLookupError:
-            leftover.unlink(missing_ok=True)
-        except PermissionError:
-            continue

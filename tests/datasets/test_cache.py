@@ -1,7 +1,7 @@
 """The cache of decoded images: bit-equal, rebuilt when it must be, and never half there."""
 
 import errno
-import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -80,7 +80,7 @@ def test_all_broken_images_are_counted_and_no_cache_is_left(image_folder, folder
     message = r"class_00/2.jpg: expected an image.* So do 2 others. Replace or remove the files"
     with pytest.raises(ImageError, match=message):
         cached_images(images, FIRST_HALF, 32, folder, "trainval")
-    assert not list(folder.glob("*"))
+    assert [path.name for path in folder.glob("*")] == ["trainval.lock"]
 
 
 def test_a_full_disk_is_announced_before_it_is_full(image_folder, folder, monkeypatch):
@@ -88,17 +88,54 @@ def test_a_full_disk_is_announced_before_it_is_full(image_folder, folder, monkey
     monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(DatasetError, match="about 0.1 MB for the decoded images, found 0.0 MB free. Free some space"):
         cached_images(ImageFolder(str(image_folder)), FIRST_HALF, 32, folder, "trainval")
-    assert not list(folder.glob("*"))
+    assert [path.name for path in folder.glob("*")] == ["trainval.lock"]
 
 
-def test_leftovers_of_killed_processes_are_removed_and_those_of_living_ones_are_not(image_folder, folder):
+def test_what_a_killed_process_left_is_overwritten(image_folder, folder):
     folder.mkdir()
-    dead, living = folder / "trainval.uint8.partial-4194300", folder / f"trainval.uint8.partial-{os.getppid()}"
-    dead.write_bytes(b"x")
-    living.write_bytes(b"x")
-    cached_images(ImageFolder(str(image_folder)), FIRST_HALF, 32, folder, "trainval")
-    assert not dead.exists()
-    assert living.exists()
+    (folder / "trainval.uint8.partial").write_bytes(b"x" * 10**6)
+    cached = cached_images(ImageFolder(str(image_folder)), FIRST_HALF, 32, folder, "trainval")
+    assert cached.file.stat().st_size == sum(int(h * w * 3) for h, w in cached.shapes)
+    assert not list(folder.glob("*.partial"))
+
+
+def test_several_that_want_the_same_images_decode_them_once(image_folder, folder, monkeypatch, caplog):
+    calls = decodes(monkeypatch)
+    images = ImageFolder(str(image_folder))
+    with caplog.at_level("INFO"), ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: cached_images(images, FIRST_HALF, 32, folder, "trainval").file, range(3)))
+    assert len(set(found)) == 1
+    assert sorted(calls) == FIRST_HALF.tolist()
+
+
+def test_a_quota_that_was_full_is_not_tried_again_by_each_trial(image_folder, folder, monkeypatch):
+    calls = decodes(monkeypatch)
+    images = ImageFolder(str(image_folder))
+
+    def full(descriptor):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module.os, "fsync", full)
+        for _ in range(2):
+            with pytest.raises(DiskFullError):
+                cached_images(images, FIRST_HALF, 32, folder, "trainval", tries_again=False)
+        assert len(calls) == 24
+    with pytest.raises(DiskFullError, match="found none when they were decoded last"):
+        cached_images(images, FIRST_HALF, 32, folder, "trainval", tries_again=False)
+    cached_images(images, FIRST_HALF, 32, folder, "trainval")
+    cached_images(images, FIRST_HALF, 32, folder, "trainval", tries_again=False)
+    assert len(calls) == 48
+    assert not (folder / "trainval.full.json").exists()
+
+
+def test_another_pillow_may_round_otherwise_and_decodes_again(image_folder, folder, monkeypatch):
+    calls = decodes(monkeypatch)
+    images = ImageFolder(str(image_folder))
+    cached_images(images, FIRST_HALF, 32, folder, "trainval")
+    monkeypatch.setattr(cache_module.PIL, "__version__", "1.1.7")
+    cached_images(images, FIRST_HALF, 32, folder, "trainval")
+    assert len(calls) == 48
 
 
 def test_size_and_time_are_announced_and_no_image_is_decoded_twice(image_folder, folder, monkeypatch, caplog):
@@ -143,14 +180,14 @@ def test_without_a_cache_images_are_tried_once_and_again_when_they_change(image_
         uncached_images(images, FIRST_HALF, 32, folder, "trainval")
 
 
-def test_a_disk_that_fills_up_while_pixels_are_written_leaves_nothing(image_folder, folder, monkeypatch):
+def test_a_disk_that_fills_up_while_pixels_are_written_leaves_no_pixels(image_folder, folder, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(cache_module.os, "fsync", full)
     with pytest.raises(DiskFullError, match="No space left on device. Free some space"):
         cached_images(ImageFolder(str(image_folder)), FIRST_HALF, 32, folder, "trainval")
-    assert not list(folder.glob("*"))
+    assert sorted(path.name for path in folder.glob("*")) == ["trainval.full.json", "trainval.lock"]
 
 
 def test_another_fault_of_the_disk_is_no_full_disk(image_folder, folder, monkeypatch):
