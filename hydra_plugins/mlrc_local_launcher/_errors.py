@@ -1,5 +1,7 @@
 """What the launcher raises, or hands back as a failed job's exception."""
 
+import os
+
 
 class LocalLauncherError(Exception):
     """The settings do not fit the machine; the text says what was expected, what was found and what to do."""
@@ -13,3 +15,19 @@ class WorkerDiedError(Exception):
 
 class JobFailedError(Exception):
     """A job failed, and its own exception, or its return value, cannot be sent between processes."""
+
+
+class JobStopped(SystemExit):
+    """A job was asked to stop, and goes on when it is started again; left alone, it ends the process with EX_TEMPFAIL.
+
+    Not an Exception, and no failure of the job: what counts failures must not count it.
+    """
+
+    def __init__(self, text: str) -> None:
+        """Say by what."""
+        super().__init__(os.EX_TEMPFAIL)
+        self._text = text
+
+    def __str__(self) -> str:
+        """The text."""
+        return self._text

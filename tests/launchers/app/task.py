@@ -21,6 +21,11 @@ class AwkwardError(Exception):
         super().__init__(f"{what} at {where}")
 
 
+def stop(folder: Path, number: int) -> None:
+    (folder / "stopped.txt").write_text(signal.Signals(number).name)
+    sys.exit(os.EX_TEMPFAIL)
+
+
 @hydra.main(version_base=None, config_path="conf", config_name="config")
 def run(cfg: DictConfig) -> object:
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -48,6 +53,11 @@ def run(cfg: DictConfig) -> object:
     elif behaviour == "kill" or (behaviour == "kill_first" and HydraConfig.get().job.num == 0):
         os.kill(os.getpid(), signal.SIGKILL)
     elif behaviour == "segfault":
+    elif behaviour == "stoppable" and not (folder / "stopped.txt").exists():
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, lambda number, frame: stop(folder, number))
+        (folder / "listens.txt").write_text("")
+        time.sleep(cfg.seconds)
         ctypes.string_at(0)
     elif behaviour == "unpicklable":
         return (value for value in (1, 2))
