@@ -290,9 +290,9 @@ class Search:
         return self.state.trials[index]
 
     def _start(self, trial: Trial, replicate: int) -> Job:
-        # an interrupted job keeps its number, and with it its directory, so that the app can resume in it
+        # a job that was interrupted, or cut off, keeps its number, and with it its directory: the app can resume in it
         is_resumed = replicate in trial.open_jobs
-        number = trial.open_jobs.get(replicate, self.state.next_job)
+        number = {**trial.kept_jobs, **trial.open_jobs}.get(replicate, self.state.next_job)
         overrides = (*self.problem.space.overrides(trial.parameters), *self.problem.replicates[replicate])
         job = Job(number, trial, replicate, overrides, is_resumed)
         self._append(
@@ -329,9 +329,12 @@ class Search:
             return
         self._stop_on_usage_error(job, result)
         log.error("Trial %d, job %d failed: %s\n%s", trial.index, job.number, result.reason, result.traceback)
-        why = {"reason": result.reason, "traceback": result.traceback}
+        where["attempt"] = trial.failures.get(replicate, 0)
+        why: dict[str, Any] = {"reason": result.reason, "traceback": result.traceback}
         if result.state is not None:
             why["state"] = result.state
+        if result.was_cut_off:
+            why["keeps_job"] = True
         self._append("job_failed", {**where, **why, "time": _now()})
         if trial.failures[replicate] <= self.problem.settings.retries:
             log.info("Trial %d is tried again", trial.index)

@@ -10,7 +10,12 @@ class LocalLauncherError(Exception):
 
 
 class WorkerDiedError(Exception):
-    """The worker of a job ended before the job did; the text says how, and where the job's output is."""
+    """The worker of a job ended before the job did; the text says how, and where the job's output is.
+
+    `state` is the launcher's word for it, as SLURM has words of its own: the job's end was none of the task's doing.
+    """
+
+    state = "WORKER_DIED"
 
 
 class JobFailedError(Exception):

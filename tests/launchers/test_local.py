@@ -201,10 +201,27 @@ def test_a_parallel_search_of_the_sweeper_runs_in_warm_workers(app: App) -> None
         "behaviour=kill_first",
         "x=int(interval(1,5))",
     )
-    # job 0 kills its worker; the retry is a job of its own number
-    pids = {app.runs(job)[0].split()[0] for job in range(6)}
-    assert len(pids) == 3
-    assert "WorkerDiedError: the worker was killed by SIGKILL" in (app.folder / "out/ledger.jsonl").read_text()
+    # job 0 kills its worker, and the retry goes on in its folder
+    assert [len(app.runs(job)) for job in range(5)] == [2, 1, 1, 1, 1]
+    assert len({line.split()[0] for job in range(5) for line in app.runs(job)}) == 3
+    (failure,) = ledger_of(app, "job_failed")
+    assert failure["reason"].startswith("WorkerDiedError: the worker was killed by SIGKILL")
+    assert (failure["job"], failure["attempt"], failure["state"], failure["keeps_job"]) == (0, 0, "WORKER_DIED", True)
+    started = [(p["attempt"], p["resumed"]) for p in ledger_of(app, "started") if p["job"] == 0]
+    assert started == [(0, False), (1, False)]
+
+
+@pytest.mark.slow
+def test_a_job_whose_worker_always_dies_is_retried_in_its_folder_as_often_as_allowed(app: App) -> None:
+    output = app(
+        *SEARCH, "hydra.sweeper.retries=2", "hydra.sweeper.max_failures=0", "behaviour=kill", "x=1,2", expect=1
+    )
+    assert "1 trials failed" in output
+    assert [len(app.runs(job)) for job in (0, 1)] == [3, 0]
+    assert [p["attempt"] for p in ledger_of(app, "job_failed")] == [0, 1, 2]
+    # a repeated command makes the same state of the same records, and tries another trial
+    app(*SEARCH, "hydra.sweeper.retries=2", "hydra.sweeper.max_failures=0", "behaviour=kill", "x=1,2", expect=1)
+    assert [len(app.runs(job)) for job in (0, 1)] == [3, 3]
 
 
 # stopping
