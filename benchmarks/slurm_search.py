@@ -4,8 +4,9 @@
     python benchmarks/slurm_search.py FOLDER
 
 The driver is killed twice. One job is cancelled, one is killed, one reaches its time limit, one is requeued. At the end
-the ledger must be complete, each trial must have run once, and the best must be that of the same search in one process
-to which nothing happened. Prints what it found, as JSON; exit status 1 where a claim does not hold.
+the ledger must be complete, each job must have run once for each submission, what was cut off must have gone on in its
+folder, and the best must be that of the same search in one process to which nothing happened. Prints what it found, as
+JSON; exit status 1 where a claim does not hold.
 """
 
 import argparse
@@ -120,16 +121,24 @@ def _kill_step(directory: Path, number: int) -> None:
     raise SystemExit(f"job {number} has no process")
 
 
-def _payloads(directory: Path, type_: str) -> list[dict[str, Any]]:
+def _records(directory: Path) -> list[dict[str, Any]]:
     path = directory / "ledger.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
-    whole = [line for line in lines if line.endswith("}")]
-    return [record["payload"] for record in map(json.loads, whole) if record["type"] == type_]
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def _payloads(directory: Path, type_: str) -> list[dict[str, Any]]:
+    return [record["payload"] for record in _records(directory) if record["type"] == type_]
 
 
 def _open_jobs(directory: Path) -> set[int]:
-    ended = {p["job"] for type_ in ("result", "job_failed") for p in _payloads(directory, type_)}
-    return {p["job"] for p in _payloads(directory, "started")} - ended
+    jobs: set[int] = set()
+    for record in _records(directory):
+        if record["type"] == "started":
+            jobs.add(record["payload"]["job"])
+        elif record["type"] in ("result", "job_failed"):
+            jobs.discard(record["payload"]["job"])
+    return jobs
 
 
 def _num_lines(path: Path) -> int:
@@ -138,10 +147,14 @@ def _num_lines(path: Path) -> int:
 
 def _claims(directory: Path, reference: Path, found: dict[str, Any]) -> dict[str, bool]:
     numbers = {p["job"] for p in _payloads(directory, "started")}
-    ended = [p["job"] for type_ in ("result", "job_failed") for p in _payloads(directory, type_)]
+    # a job that was cut off is tried again under its number; a resumed one is the same attempt
+    attempts = Counter(job for job, _ in {(p["job"], p["attempt"]) for p in _payloads(directory, "started")})
+    ended = Counter(p["job"] for type_ in ("result", "job_failed") for p in _payloads(directory, type_))
     failed = {p["job"]: p for p in _payloads(directory, "job_failed")}
     results = Counter((p["trial"], p["replicate"]) for p in _payloads(directory, "result"))
-    ids = {p["job"]: p["id"] for p in _payloads(directory, "submitted")}
+    ids: dict[int, list[str]] = {number: [] for number in numbers}
+    for p in _payloads(directory, "submitted"):
+        ids[p["job"]].append(p["id"])
     runs = {number: (directory / str(number) / "runs.txt").read_text().split() for number in numbers}
     values, expected = ({p["trial"]: p["values"] for p in _payloads(d, "completed")} for d in (directory, reference))
     best, expected_best = (_payloads(d, "finished")[-1]["best"] for d in (directory, reference))
@@ -157,19 +170,23 @@ def _claims(directory: Path, reference: Path, found: dict[str, Any]) -> dict[str
         resumed=sum(p["resumed"] for p in _payloads(directory, "started")),
         best={"trial": best, "value": values[best]["objective"]},
         order_of_completion=order,
-        requeued={"runs": len(runs[REQUEUED]), "steps": _num_lines(directory / str(REQUEUED) / "steps.txt")},
+        runs={number: len(runs[number]) for number in (CANCELLED, HANGING, REQUEUED)},
     )
-    steps = (directory / str(REQUEUED) / "steps.txt").read_text().split()
+    steps = {n: (directory / str(n) / "steps.txt").read_text().split() for n in (CANCELLED, REQUEUED)}
     return {
         "the search ended in order": found["driver_status"] == 0,
         "every trial has every replicate once": results == {(t, r): 1 for t in range(12) for r in range(4)},
-        "every job has one end in the ledger": sorted(ended) == sorted(numbers),
-        "every job was submitted once, its id in the ledger": set(ids) == numbers and len(submissions) == len(numbers),
-        "every job ran once, the requeued one twice": all(
-            len(lines) == (2 if number == REQUEUED else 1) and set(lines) == {ids[number]}
-            for number, lines in runs.items()
+        "every attempt has one end in the ledger": ended == attempts,
+        "the cancelled job and the one at its time limit were tried again under their numbers": attempts
+        == {n: 2 if n in (CANCELLED, HANGING) else 1 for n in numbers},
+        "every attempt was submitted once, its id in the ledger": len(submissions) == attempts.total()
+        and {number: len(set(of_job)) for number, of_job in ids.items()} == attempts,
+        "every submission ran once, the requeued one twice": all(
+            lines == (2 * ids[number] if number == REQUEUED else ids[number]) for number, lines in runs.items()
         ),
-        "the requeued job went on from its checkpoint": [int(step) for step in steps] == list(range(40)),
+        "the requeued and the cancelled job went on from their checkpoints": all(
+            [int(step) for step in of_job] == list(range(40)) for of_job in steps.values()
+        ),
         "the failures are these three": set(failed) == {CANCELLED, KILLED, HANGING},
         "each failure has its state": [failed[n].get("state") for n in (CANCELLED, KILLED, HANGING)]
         == ["CANCELLED", "FAILED", "TIMEOUT"],

@@ -147,6 +147,8 @@ def test_ranks_in_local_workers_share_what_their_worker_has_and_end_with_it(tmp_
     (failed,) = of_type(out, "job_failed")
     assert failed["job"] == 0
     assert failed["reason"].startswith("WorkerDiedError: the worker was killed by SIGKILL")
+    assert [p["attempt"] for p in of_type(out, "started") if p["job"] == 0] == [0, 1], "the retry, in the same folder"
+    assert "fold 0 goes on after epoch" in (jobs["0"] / "train.log").read_text()
     assert [c["trial"] for c in sorted(of_type(out, "completed"), key=lambda c: c["trial"])] == [0, 1]
-    assert {number: record.status for number, (_, record) in records(out).items()} == {1: "complete", 2: "complete"}
+    assert {number: record.status for number, (_, record) in records(out).items()} == {0: "complete", 1: "complete"}
     assert {record.environment["num_threads"] for _, record in records(out).values()} == {2}

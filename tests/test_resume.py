@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -225,24 +226,38 @@ def test_an_exit_status_is_told_in_words():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("multirun", [False, True], ids=["trial", "search"])
-def test_the_command_line_ends_with_its_own_exit_code_and_goes_on(tmp_path, multirun):
+@pytest.mark.parametrize(
+    ("search", "number", "num_at_once"),
+    [
+        ([], signal.SIGTERM, 1),
+        (["-m", "max_trials=2"], signal.SIGTERM, 1),
+        (["-m", "max_trials=2", "hydra/launcher=mlrc_local", "hydra.sweeper.n_parallel=1"], signal.SIGUSR1, 1),
+        (["-m", "max_trials=2", "hydra/launcher=mlrc_local", "hydra.sweeper.n_parallel=2"], signal.SIGTERM, 2),
+    ],
+    ids=["trial", "search", "search in a worker", "search in two workers"],
+)
+def test_the_command_line_ends_with_its_own_exit_code_and_goes_on(tmp_path, search, number, num_at_once):
     command = [
-        sys.executable, str(ROOT / "train.py"), *(["-m", "max_trials=2"] if multirun else []), "experiment=smoke",
+        sys.executable, str(ROOT / "train.py"), *search, "experiment=smoke",
         "trainer=cpu", "fold=0", "loss=triplet", "evaluation.baselines=false", "schedule.max_epochs=20",
         f"output_root={tmp_path / 'out'}", f"data_root={tmp_path / 'data'}",
     ]  # fmt: skip
     messages = tmp_path / "messages.txt"
     with messages.open("w") as file:
-        running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, cwd=ROOT)
+        running = subprocess.Popen(command, stdout=file, stderr=file, cwd=ROOT)
     deadline = time.monotonic() + 300
-    while not list(tmp_path.rglob("latest.pt")) and time.monotonic() < deadline:
+    while len(list(tmp_path.rglob("latest.pt"))) < num_at_once and time.monotonic() < deadline:
         assert running.poll() is None, messages.read_text()[-3000:]
         time.sleep(0.05)
-    running.send_signal(signal.SIGTERM)
+    running.send_signal(number)
     assert running.wait(timeout=120) == STOPPED
-    assert "The same command goes on from there" in messages.read_text()
+    said = f"{number.name} stopped it at fold_0, epoch"
+    assert len(re.findall(rf"{said}.*The same command goes on from there", messages.read_text())) >= num_at_once
+    assert len(list(tmp_path.rglob("latest.pt"))) == num_at_once
+    assert not any('"job_failed"' in path.read_text() for path in tmp_path.rglob("ledger.jsonl"))
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     records = [json.loads(path.read_text()) for path in tmp_path.rglob("record.json")]
-    assert [record["status"] for record in records] == ["complete"] * (2 if multirun else 1)
+    assert [record["status"] for record in records] == ["complete"] * (2 if search else 1)
+    logs = [path.read_text() for path in tmp_path.rglob("train.log")]
+    assert sum("fold 0 goes on after epoch" in text for text in logs) == num_at_once

@@ -1,5 +1,6 @@
 """One search: proposes trials, runs their jobs in slots, and writes each step down before the next."""
 
+import contextlib
 import logging
 import math
 import platform
@@ -100,7 +101,7 @@ class Search:
         self._launcher: Launcher | None = None
         # under way, by number; and what their threads have to say
         self._jobs: dict[int, Job] = {}
-        self._results: queue.SimpleQueue[tuple[Job, JobResult | _Submission]] | None = None
+        self._results: queue.SimpleQueue[tuple[Job, JobResult | _Submission | SystemExit]] | None = None
 
     def open(self) -> bool:
         """Begin the ledger, or check that it is this search's.
@@ -145,12 +146,14 @@ class Search:
         self._launcher = launcher
         if hasattr(launcher, "on_submitted"):
             launcher.on_submitted = self._note_submission
-        if slots == 1:
+        # a launcher with processes of its own may hand on to its jobs the signals that ask this process to stop
+        with getattr(launcher, "passing_on_signals", contextlib.nullcontext)():
+            if slots > 1:
+                self._run_in_slots(slots)
+                return
             while (job := self._next_job(running=[])) is not None:
                 self._jobs = {job.number: job}
                 self._finish_job(job, self._execute(job))
-            return
-        self._run_in_slots(slots)
 
     def _run_in_slots(self, slots: int) -> None:
         """Steady state: a slot that is free gets the next job at once, however long the others take.
@@ -160,11 +163,14 @@ class Search:
         """
         results = self._results = queue.SimpleQueue()
         running: list[Job] = []
-        stopped: Exception | None = None
+        stopped: BaseException | None = None
 
         def work(job: Job) -> None:
+            result: JobResult | SystemExit
             try:
                 result = self._execute(job)
+            except SystemExit as stop:
+                result = stop
             except BaseException as error:  # or the search would wait for this job for ever
                 result = JobResult(0.0, reason=f"{type(error).__name__}: {error}")
             results.put((job, result))
@@ -186,6 +192,10 @@ class Search:
                     continue
                 running.remove(job)
                 del self._jobs[job.number]
+                if isinstance(result, SystemExit):
+                    # it was asked to stop: no failure; it stays open in the ledger, and goes on when the search does
+                    stopped = stopped or result
+                    continue
                 self._finish_job(job, result)
             except Exception as error:
                 stopped = stopped or error
@@ -280,9 +290,9 @@ class Search:
         return self.state.trials[index]
 
     def _start(self, trial: Trial, replicate: int) -> Job:
-        # an interrupted job keeps its number, and with it its directory, so that the app can resume in it
+        # a job that was interrupted, or cut off, keeps its number, and with it its directory: the app can resume in it
         is_resumed = replicate in trial.open_jobs
-        number = trial.open_jobs.get(replicate, self.state.next_job)
+        number = {**trial.kept_jobs, **trial.open_jobs}.get(replicate, self.state.next_job)
         overrides = (*self.problem.space.overrides(trial.parameters), *self.problem.replicates[replicate])
         job = Job(number, trial, replicate, overrides, is_resumed)
         self._append(
@@ -319,9 +329,12 @@ class Search:
             return
         self._stop_on_usage_error(job, result)
         log.error("Trial %d, job %d failed: %s\n%s", trial.index, job.number, result.reason, result.traceback)
-        why = {"reason": result.reason, "traceback": result.traceback}
+        where["attempt"] = trial.failures.get(replicate, 0)
+        why: dict[str, Any] = {"reason": result.reason, "traceback": result.traceback}
         if result.state is not None:
             why["state"] = result.state
+        if result.was_cut_off:
+            why["keeps_job"] = True
         self._append("job_failed", {**where, **why, "time": _now()})
         if trial.failures[replicate] <= self.problem.settings.retries:
             log.info("Trial %d is tried again", trial.index)

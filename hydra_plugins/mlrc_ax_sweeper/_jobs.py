@@ -18,6 +18,14 @@ from ._state import Trial
 
 _TRACEBACK_LINES = 20
 _REASON_CHARACTERS = 500
+# what launchers call an end that is none of the task's own doing: SLURM's words, and mlrc_local's for a dead worker.
+# UNREACHABLE is not among them: such a job may still be running in its folder
+_CUT_OFF = frozenset(
+    {
+        "BOOT_FAIL", "CANCELLED", "DEADLINE", "GONE", "LAUNCH_FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED",
+        "REVOKED", "TIMEOUT", "WORKER_DIED",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,11 @@ class JobResult:
         """How the launcher's own system says that the job ended, e.g. TIMEOUT."""
         state = getattr(self.exception, "state", None)
         return state if isinstance(state, str) else None
+
+    @property
+    def was_cut_off(self) -> bool:
+        """Whether the job ended by none of its task's doing; it may then go on where it was."""
+        return self.state in _CUT_OFF
 
 
 def run_job(launcher: Launcher, job: Job, problem: Problem) -> JobResult:

@@ -24,6 +24,8 @@ class Trial:
     failures: dict[int, int] = field(default_factory=dict)
     # job number of a replicate's attempt that has begun and, as far as the ledger knows, not ended
     open_jobs: dict[int, int] = field(default_factory=dict)
+    # number of a replicate's last attempt where that was cut off; the retry keeps it
+    kept_jobs: dict[int, int] = field(default_factory=dict)
     # what the launcher calls an open job, by replicate: its id in SLURM
     ids: dict[int, str] = field(default_factory=dict)
     jobs: list[int] = field(default_factory=list)
@@ -84,6 +86,7 @@ class SearchState:
         elif record.type == "started":
             trial = self.trials[payload["trial"]]
             trial.open_jobs[payload["replicate"]] = payload["job"]
+            trial.kept_jobs.pop(payload["replicate"], None)
             if payload["job"] not in trial.jobs:
                 trial.jobs.append(payload["job"])
             self.next_job = max(self.next_job, payload["job"] + 1)
@@ -127,6 +130,8 @@ class SearchState:
             }
         else:
             trial.failures[replicate] = trial.failures.get(replicate, 0) + 1
+            if payload.get("keeps_job", False):  # older ledgers know no such thing
+                trial.kept_jobs[replicate] = payload["job"]
             trial.reason = payload["reason"]
 
     def with_status(self, *statuses: Status) -> list[Trial]:

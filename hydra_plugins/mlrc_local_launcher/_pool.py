@@ -10,10 +10,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import Pipe
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import cloudpickle
@@ -22,7 +24,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from ._devices import Slot, divide
-from ._errors import WorkerDiedError
+from ._errors import JobStopped, WorkerDiedError
 from ._hydra_job import STDERR_FILE, STDOUT_FILE, HydraJob, failed
 
 log = logging.getLogger(__name__)
@@ -33,7 +35,10 @@ sys.path[:] = json.loads(sys.argv[3])
 from hydra_plugins.mlrc_local_launcher._worker import main
 main(int(sys.argv[1]), int(sys.argv[2]))
 """
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""What SLURM sends before it kills a job."""
 _INTERRUPT_SECONDS = 10.0
+_MOMENT_SECONDS = 0.2
 _STARTS = 2
 
 
@@ -46,17 +51,34 @@ def launch(
     initial_job_idx: int,
 ) -> Sequence[JobReturn]:
     """Runs jobs in the pool of these settings; see `MLRCLocalLauncher.launch`."""
-    pool = _pool_of(divide(**settings))
+    pool = pool_of(divide(**settings))
     Path(str(config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
     jobs = []
     for number, overrides in enumerate(job_overrides, start=initial_job_idx):
         log.info("\t#%d : %s", number, " ".join(filter_overrides(overrides)))
         jobs.append(HydraJob.pack(number, overrides, config, hydra_context, task_function))
-    if len(jobs) == 1:
-        return [pool.run(jobs[0])]
+    with pool.passing_on_signals():
+        returned = [pool.run(jobs[0])] if len(jobs) == 1 else _run_all(pool, jobs)
+        for job in returned:
+            if isinstance(job._return_value, JobStopped):
+                raise job._return_value
+        return returned
+
+
+def _run_all(pool: "Pool", jobs: Sequence[HydraJob]) -> list[JobReturn]:
+    has_stopped = False
+
+    def run(job: HydraJob) -> JobReturn:
+        nonlocal has_stopped
+        if has_stopped:
+            return failed(job.overrides, JobStopped("another job was stopped before this one began"))
+        returned = pool.run(job)
+        has_stopped = has_stopped or isinstance(returned._return_value, JobStopped)
+        return returned
+
     with ThreadPoolExecutor(len(pool.slots), thread_name_prefix="mlrc_local") as threads:
         try:
-            return list(threads.map(pool.run, jobs))
+            return list(threads.map(run, jobs))
         except BaseException:
             # an interrupt: end the workers, or leaving this block would wait for jobs of hours
             threads.shutdown(wait=False, cancel_futures=True)
@@ -68,10 +90,10 @@ _pools: dict[tuple[Slot, ...], "Pool"] = {}
 _pools_lock = threading.Lock()
 
 
-def _pool_of(slots: tuple[Slot, ...]) -> "Pool":
+def pool_of(slots: tuple[Slot, ...]) -> "Pool":
     """The pool of these slots: one for all sweeps of this process, so that a second search finds warm workers."""
     with _pools_lock:
-        if slots not in _pools:
+        if slots not in _pools or _pools[slots].is_closed:
             _pools[slots] = Pool(slots)
             atexit.register(_pools[slots].close)
         return _pools[slots]
@@ -83,7 +105,11 @@ class Pool:
     def __init__(self, slots: tuple[Slot, ...]) -> None:
         """Start nothing yet."""
         self.slots = slots
+        self.is_closed = False
         self._workers: dict[int, Worker] = {}
+        # the signal that asked to stop, until `passing_on_signals` is left
+        self._signum = 0
+        self._passes_on = False
         # last in, first out: the worker that is warm already comes before one yet to be started
         self._free: queue.LifoQueue[Slot] = queue.LifoQueue()
         for slot in reversed(slots):
@@ -93,21 +119,34 @@ class Pool:
         """Runs a job in the next free worker; called by as many threads as there are jobs at a time."""
         slot = self._free.get()
         try:
-            return self._run_in(slot, job)
+            returned = self._run_in(slot, job)
         finally:
             self._free.put(slot)
+        if isinstance(returned._return_value, JobStopped):
+            log.info("Job %d: %s", job.number, returned._return_value)
+        return returned
 
     def _run_in(self, slot: Slot, job: HydraJob) -> JobReturn:
         death = None
         # a worker may have died while it was idle, which is no fault of the job
         for _ in range(_STARTS):
+            if (refusal := self._refusal()) is not None:
+                return failed(job.overrides, refusal)
             worker = self._workers.get(slot.number)
             if worker is None or not worker.is_alive:
                 worker = self._workers[slot.number] = Worker(slot)
                 log.debug("Worker %d: process %d", slot.number, worker.process.pid)
+            worker.is_busy = True
+            # once more: who closed or stopped the pool before this worker was busy has passed it by
+            if (refusal := self._refusal()) is not None:
+                worker.is_busy = False
+                return failed(job.overrides, refusal)
             try:
                 return worker.run(job)
             except _DiedError as died:
+                time.sleep(_MOMENT_SECONDS)  # a signal to all processes at once may reach this one last
+                if self._signum:  # for which the job did not listen, or not yet
+                    return failed(job.overrides, JobStopped(str(died)))
                 death = died
                 if died.folder is not None:
                     break
@@ -115,11 +154,54 @@ class Pool:
         log.error("Job %d: %s", job.number, death)
         return failed(job.overrides, WorkerDiedError(str(death)))
 
+    def _refusal(self) -> BaseException | None:
+        """Why no further job may begin."""
+        if self.is_closed:
+            return WorkerDiedError("the launcher had ended its workers before the job began")
+        if self._signum:
+            return JobStopped(f"{signal.Signals(self._signum).name} came before it began")
+        return None
+
+    @contextlib.contextmanager
+    def passing_on_signals(self) -> Iterator[None]:
+        """While entered, STOP_SIGNALS go to the jobs under way, which may save what they have, and no other job begins.
+
+        Once it is left, the handler that was there before, if it was one in Python, gets the signal as well. Signals
+        reach the main thread alone: in any other, and inside itself, this changes nothing.
+
+        Raises:
+            JobStopped: On the way out; a signal came.
+        """
+        if self._passes_on or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._pass_on) for number in STOP_SIGNALS}
+        self._passes_on = True
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            self._passes_on = False
+            signum, self._signum = self._signum, 0
+            if signum and callable(handler := before[signal.Signals(signum)]):
+                handler(signum, None)
+        if signum:
+            raise JobStopped(f"{signal.Signals(signum).name} came")
+
+    def _pass_on(self, signum: int, frame: FrameType | None) -> None:
+        # nothing is logged here: the signal may have come in the middle of a line
+        self._signum = signum
+        for worker in list(self._workers.values()):
+            worker.pass_on(signum)
+
     def close(self) -> None:
         """Ends the workers; a job under way is interrupted, and killed where it does not heed that."""
-        for worker in self._workers.values():
+        self.is_closed = True  # first: an interrupted worker is not to be replaced
+        workers = list(self._workers.values())
+        for worker in workers:
             worker.interrupt()
-        for worker in self._workers.values():
+        for worker in workers:
             worker.end()
         self._workers.clear()
 
@@ -148,7 +230,7 @@ class Worker:
         )
         theirs.close()
         self._line = ours
-        self._is_busy = False
+        self.is_busy = False
 
     @property
     def is_alive(self) -> bool:
@@ -156,35 +238,41 @@ class Worker:
         return self.process.poll() is None
 
     def run(self, job: HydraJob) -> JobReturn:
-        """Runs one job.
+        """Runs one job; one that was asked to stop is a failed one, with JobStopped.
 
         Raises:
             _DiedError: The process ended; `folder` is None where it had not begun the job.
         """
         folder: Path | None = None
-        self._is_busy = True
         try:
             self._line.send_bytes(cloudpickle.dumps(job))
             while True:
                 kind, content = cloudpickle.loads(self._line.recv_bytes())
-                if kind == "returned":
-                    self._is_busy = False
-                    returned: JobReturn = content
-                    return returned
-                folder = content
+                if kind == "began":
+                    folder = content
+                    continue
+                self.is_busy = False
+                returned: JobReturn = failed(job.overrides, JobStopped(content)) if kind == "stopped" else content
+                return returned
         except (EOFError, OSError):
             self._end_children()
             raise _DiedError(_how_it_ended(self.process.wait(), folder), folder) from None
 
+    def pass_on(self, signum: int) -> None:
+        """Sends a signal to a job under way: to its process alone, which knows what it has started."""
+        if self.is_busy:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(signum)
+
     def interrupt(self) -> None:
         """Asks a job under way to stop, as an interrupt from the keyboard would."""
-        if self._is_busy and self.is_alive:
+        if self.is_busy and self.is_alive:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGINT)
 
     def end(self) -> None:
         """Ends the process and all that it started."""
-        if self._is_busy:
+        if self.is_busy:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(_INTERRUPT_SECONDS)
         self._end_children()

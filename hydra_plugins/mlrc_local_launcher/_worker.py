@@ -38,16 +38,16 @@ def main(descriptor: int, parent: int) -> None:
             job: HydraJob = cloudpickle.loads(line.recv_bytes())
         except EOFError:
             return
-        returned, goes_on = _run(job, line)
-        line.send_bytes(cloudpickle.dumps(("returned", returned)))
+        message, goes_on = _run(job, line)
+        line.send_bytes(cloudpickle.dumps(message))
         if not goes_on:
             return
         _tidy(is_first)
         is_first = False
 
 
-def _run(job: HydraJob, line: Connection) -> tuple[JobReturn, bool]:
-    """What the job returned, and whether this process is to go on."""
+def _run(job: HydraJob, line: Connection) -> tuple[tuple[str, JobReturn | str], bool]:
+    """What is to be said of the job, and whether this process is to go on."""
 
     @contextlib.contextmanager
     def inside(folder: Path) -> Iterator[None]:
@@ -56,9 +56,12 @@ def _run(job: HydraJob, line: Connection) -> tuple[JobReturn, bool]:
             yield
 
     try:
-        return job.run(str(job.number), inside), True
+        return ("returned", job.run(str(job.number), inside)), True
     except BaseException as error:  # sys.exit in a task ends the job, not the worker
-        return portable(failed(job.overrides, error)), not isinstance(error, KeyboardInterrupt)
+        # by which a task that was asked to stop says that it goes on when it is started again
+        if isinstance(error, SystemExit) and error.code == os.EX_TEMPFAIL:
+            return ("stopped", f"{type(error).__name__}: {error}"), True
+        return ("returned", portable(failed(job.overrides, error))), not isinstance(error, KeyboardInterrupt)
 
 
 def _tidy(is_first: bool) -> None:

@@ -4,6 +4,7 @@ Hydra imports this module at every start of every app, so nothing heavy may be i
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from hydra.core.utils import JobReturn
@@ -35,6 +36,13 @@ class MLRCLocalLauncher(Launcher):
 
         return len(divide(**self.settings))
 
+    def passing_on_signals(self) -> AbstractContextManager[None]:
+        """For a sweeper whose own threads call `launch`: see `Pool.passing_on_signals`."""
+        from ._devices import divide
+        from ._pool import pool_of
+
+        return pool_of(divide(**self.settings)).passing_on_signals()
+
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the jobs and wait for them.
 
@@ -47,6 +55,8 @@ class MLRCLocalLauncher(Launcher):
 
         Raises:
             LocalLauncherError: The settings do not fit the machine.
+            JobStopped: A job was asked to stop. It, and those that had not begun, are to be launched again; the others
+                have ended.
         """
         from ._pool import launch
 

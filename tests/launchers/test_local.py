@@ -1,19 +1,21 @@
 """The local launcher: warm workers, each death a failed job, everything divided, nothing left behind."""
 
+import json
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hydra.core.utils import JobStatus
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 
 from hydra_plugins.mlrc_local_launcher import _devices
 from hydra_plugins.mlrc_local_launcher._devices import divide, visible_devices
-from hydra_plugins.mlrc_local_launcher._errors import JobFailedError, LocalLauncherError, WorkerDiedError
+from hydra_plugins.mlrc_local_launcher._errors import JobFailedError, JobStopped, LocalLauncherError, WorkerDiedError
 from hydra_plugins.mlrc_local_launcher._pool import _pools
 
 from .conftest import App, error_of
@@ -149,6 +151,24 @@ def test_workers_end_with_a_killed_launcher_and_take_their_children_along(app: A
     wait_for(lambda: not any(is_running(pid) for pid in workers), 10)
 
 
+def test_a_worker_that_is_interrupted_before_it_begins_is_not_replaced(
+    make_launcher: MakeLauncher, tmp_path: Path
+) -> None:
+    launcher = make_launcher("mlrc_local", "hydra.launcher.workers=1")
+    found: list[JobReturn] = []
+    thread = threading.Thread(target=lambda: found.extend(launcher.launch([[]], 0)))
+    thread.start()
+    wait_for(lambda: any(worker.is_busy for pool in _pools.values() for worker in pool._workers.values()))
+    (pool,) = _pools.values()
+    pool.close()  # while the worker's interpreter starts
+    thread.join(60)
+    assert isinstance(error_of(found[0]), WorkerDiedError)
+    assert not pool._workers
+    assert not (tmp_path / "out/0/runs.txt").exists()
+    # a later launch has workers again
+    assert launcher.launch([[]], 1)[0].status == JobStatus.COMPLETED
+
+
 def test_an_interrupt_reaches_the_job_which_may_clean_up(app: App) -> None:
     process = app.start("hydra/launcher=mlrc_local", "hydra.launcher.workers=1", "behaviour=interrupted", "x=1,2")
     wait_for(lambda: len(app.runs(0)) == 1)
@@ -160,24 +180,143 @@ def test_an_interrupt_reaches_the_job_which_may_clean_up(app: App) -> None:
     assert not app.runs(1)
 
 
+SEARCH = (
+    *("hydra/launcher=mlrc_local", "hydra/sweeper=mlrc_ax", "hydra.sweeper.generation.method=grid"),
+    *("hydra.sweeper.report=false", "hydra.sweeper.ax_config.experiment.objective_name=doubled"),
+)
+
+
+def ledger_of(app: App, type_: str) -> list[dict[str, Any]]:
+    records = map(json.loads, (app.folder / "out/ledger.jsonl").read_text().splitlines())
+    return [record["payload"] for record in records if record["type"] == type_]
+
+
 @pytest.mark.slow
 def test_a_parallel_search_of_the_sweeper_runs_in_warm_workers(app: App) -> None:
     app(
-        "hydra/launcher=mlrc_local",
-        "hydra/sweeper=mlrc_ax",
+        *SEARCH,
         "hydra.sweeper.n_parallel=2",
-        "hydra.sweeper.generation.method=grid",
-        "hydra.sweeper.report=false",
         "hydra.sweeper.ax_config.max_trials=5",
         "hydra.sweeper.max_failures=5",
-        "hydra.sweeper.ax_config.experiment.objective_name=doubled",
         "behaviour=kill_first",
         "x=int(interval(1,5))",
     )
-    # job 0 kills its worker; the retry is a job of its own number
-    pids = {app.runs(job)[0].split()[0] for job in range(6)}
-    assert len(pids) == 3
-    assert "WorkerDiedError: the worker was killed by SIGKILL" in (app.folder / "out/ledger.jsonl").read_text()
+    # job 0 kills its worker, and the retry goes on in its folder
+    assert [len(app.runs(job)) for job in range(5)] == [2, 1, 1, 1, 1]
+    assert len({line.split()[0] for job in range(5) for line in app.runs(job)}) == 3
+    (failure,) = ledger_of(app, "job_failed")
+    assert failure["reason"].startswith("WorkerDiedError: the worker was killed by SIGKILL")
+    assert (failure["job"], failure["attempt"], failure["state"], failure["keeps_job"]) == (0, 0, "WORKER_DIED", True)
+    started = [(p["attempt"], p["resumed"]) for p in ledger_of(app, "started") if p["job"] == 0]
+    assert started == [(0, False), (1, False)]
+
+
+@pytest.mark.slow
+def test_a_job_whose_worker_always_dies_is_retried_in_its_folder_as_often_as_allowed(app: App) -> None:
+    output = app(
+        *SEARCH, "hydra.sweeper.retries=2", "hydra.sweeper.max_failures=0", "behaviour=kill", "x=1,2", expect=1
+    )
+    assert "1 trials failed" in output
+    assert [len(app.runs(job)) for job in (0, 1)] == [3, 0]
+    assert [p["attempt"] for p in ledger_of(app, "job_failed")] == [0, 1, 2]
+    # a repeated command makes the same state of the same records, and tries another trial
+    app(*SEARCH, "hydra.sweeper.retries=2", "hydra.sweeper.max_failures=0", "behaviour=kill", "x=1,2", expect=1)
+    assert [len(app.runs(job)) for job in (0, 1)] == [3, 3]
+
+
+# stopping
+
+NAMES = ["SIGTERM", "SIGUSR1", "SIGUSR2"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_signal_to_a_sweep_reaches_its_jobs_and_the_command_ends_with_75(app: App, name: str) -> None:
+    command = ("hydra/launcher=mlrc_local", "hydra.launcher.workers=2", "behaviour=stoppable", "x=1,2,3")
+    process = app.start(*command)
+    wait_for(lambda: all((app.folder / f"out/{job}/listens.txt").exists() for job in (0, 1)), 120)
+    process.send_signal(signal.Signals[name])
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == os.EX_TEMPFAIL, output
+    assert [(app.folder / f"out/{job}/stopped.txt").read_text() for job in (0, 1)] == [name, name]
+    assert "Job 0: SystemExit: 75" in output
+    assert not app.runs(2), "a job began after the signal"
+
+
+def test_a_job_that_says_by_itself_that_it_was_stopped_ends_a_sweep_with_75(app: App) -> None:
+    process = app.start("hydra/launcher=mlrc_local", "hydra.launcher.workers=1", "behaviour=stoppable", "x=1,2")
+    wait_for((app.folder / "out/0/listens.txt").exists, 120)
+    os.kill(int(app.runs(0)[0].split()[0]), signal.SIGTERM)  # its worker alone
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == os.EX_TEMPFAIL, output
+    assert not app.runs(1)
+
+
+def test_a_job_that_does_not_listen_is_ended_by_the_signal(app: App) -> None:
+    process = app.start("hydra/launcher=mlrc_local", "hydra.launcher.workers=1", "behaviour=sleep", "x=1,2")
+    wait_for(lambda: len(app.runs(0)) == 1, 120)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == os.EX_TEMPFAIL, output
+    assert "Job 0: the worker was killed by SIGTERM" in output
+    assert not app.runs(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["search", "worker"])
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_search_that_is_stopped_leaves_its_jobs_open_and_goes_on_with_them(app: App, slots: int, to: str) -> None:
+    command = (*SEARCH, f"hydra.sweeper.n_parallel={slots}", "behaviour=stoppable", "x=int(interval(1,3))")
+    process = app.start(*command)
+    wait_for(lambda: all((app.folder / f"out/{job}/listens.txt").exists() for job in range(slots)), 120)
+    workers = [int(app.runs(job)[0].split()[0]) for job in range(slots)]
+    for pid in [process.pid] if to == "search" else workers:
+        os.kill(pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == os.EX_TEMPFAIL, output
+    assert ledger_of(app, "job_failed") == ledger_of(app, "failed") == []
+    assert not (app.folder / "out/search.lock").exists()
+    for job in range(slots, 3):  # those that are still to come are to be left alone
+        (app.folder / f"out/{job}").mkdir(exist_ok=True)
+        (app.folder / f"out/{job}/stopped.txt").write_text("")
+    app(*command)
+    assert [len(app.runs(job)) for job in range(3)] == [2] * slots + [1] * (3 - slots)
+    resumed = [p["job"] for p in ledger_of(app, "started") if p["resumed"]]
+    assert resumed == list(range(slots))
+    assert {p["attempt"] for p in ledger_of(app, "started")} == {0}
+    assert sorted(p["metrics"]["doubled"]["mean"] for p in ledger_of(app, "result")) == [2, 4, 6]
+
+
+def test_the_handlers_of_before_come_back_and_hear_of_the_signal(make_launcher: MakeLauncher, tmp_path: Path) -> None:
+    heard = []
+    launcher = make_launcher("mlrc_local", "hydra.launcher.workers=1")
+
+    def handler(number: int, frame: object) -> None:
+        heard.append((number, (tmp_path / "out/0/stopped.txt").exists()))
+
+    def send() -> None:
+        wait_for((tmp_path / "out/0/listens.txt").exists, 120)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        threading.Thread(target=send).start()
+        with pytest.raises(JobStopped) as stopped:
+            launcher.launch([["behaviour=stoppable"]], 0)
+        assert signal.getsignal(signal.SIGUSR1) == handler
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert stopped.value.code == os.EX_TEMPFAIL
+    assert heard == [(signal.SIGUSR1, True)]
+    # the launcher works as before
+    assert launcher.launch([["behaviour=report"]], 1)[0].status == JobStatus.COMPLETED
+
+
+def test_a_signal_that_came_too_late_for_the_last_job_is_not_lost(make_launcher: MakeLauncher) -> None:
+    launcher = make_launcher("mlrc_local", "hydra.launcher.workers=1")
+    with pytest.raises(JobStopped, match="SIGTERM came"), launcher.passing_on_signals():
+        launcher.launch([["behaviour=report"]], 0)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 # dividing

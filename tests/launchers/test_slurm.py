@@ -532,3 +532,48 @@ def test_a_search_killed_twice_loses_nothing_and_runs_nothing_twice(app: App, fa
     assert {p["job"]: p["id"] for p in ledger_of(app, "submitted")}.keys() == jobs
     assert sorted(p["metrics"]["doubled"]["mean"] for p in ledger_of(app, "result")) == [2 * x for x in range(1, 10)]
     assert [p["state"] for p in ledger_of(app, "job_failed")] == ["FAILED"]
+
+
+@runs_jobs
+@pytest.mark.parametrize("is_killed", [False, True], ids=["at once", "by the next driver"])
+def test_a_job_at_its_time_limit_is_submitted_anew_under_its_number(
+    app: App, fake_slurm: FakeSlurm, is_killed: bool
+) -> None:
+    more = (
+        "hydra.sweeper.n_parallel=1",
+        "hydra.sweeper.ax_config.max_trials=2",
+        "hydra.sweeper.free_on_resume=[seconds]",
+    )
+    command = (*GRID, *more, "behaviour=sleep_once", "seconds=600", "x=int(interval(1,2))")
+    process = app.start(*command)
+
+    def end_job(job_id: int) -> None:
+        """As SLURM does at the time limit."""
+        os.killpg(fake_slurm.jobs[job_id - 1]["pid"], signal.SIGKILL)
+        fake_slurm.answer(**{f"job_{number}": {"state": "TIMEOUT"} for number in range(1, job_id + 1)})
+
+    wait_for(lambda: (app.folder / "out/0/resumed.txt").exists(), 120)
+    if is_killed:
+        # between the record of the failure and that of the retry there is no room for a kill; the file tells the same
+        end_job(1)
+        wait_for(lambda: bool(ledger_of(app, "job_failed")), 120)
+        process.kill()
+        process.communicate()
+        lines = (app.folder / "out/ledger.jsonl").read_text().splitlines(keepends=True)
+        last = next(number for number, line in enumerate(lines) if '"type":"job_failed"' in line)
+        (app.folder / "out/ledger.jsonl").write_text("".join(lines[: last + 1]))
+        process = app.start(*command)
+    else:
+        end_job(1)
+    wait_for(lambda: (app.folder / "out/1/resumed.txt").exists(), 120)  # the second trial's, which sleeps
+    assert [p["state"] for p in ledger_of(app, "job_failed")] == ["TIMEOUT"]
+    first = [(p["job"], p["attempt"], p["resumed"]) for p in ledger_of(app, "started") if p["trial"] == 0]
+    assert first == [(0, 0, False), (0, 1, False)]
+    ids = [p["id"] for p in ledger_of(app, "submitted") if p["job"] == 0]
+    assert ids[0] == "1"
+    assert len(ids) == 2
+    end_job(len(fake_slurm.jobs))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert {p["job"] for p in ledger_of(app, "started")} == {0, 1}
+    assert sorted(p["metrics"]["doubled"]["mean"] for p in ledger_of(app, "result")) == [2, 4]

@@ -8,9 +8,10 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 from hydra_plugins.mlrc_ax_sweeper._core import num_slots
-from hydra_plugins.mlrc_ax_sweeper._jobs import Job, run_job
+from hydra_plugins.mlrc_ax_sweeper._jobs import Job, JobResult, run_job
 from hydra_plugins.mlrc_ax_sweeper._ledger import Record
 from hydra_plugins.mlrc_ax_sweeper._state import SearchState, Trial
+from hydra_plugins.mlrc_local_launcher._errors import WorkerDiedError
 
 from .problems import make_problem
 
@@ -29,6 +30,21 @@ def test_the_id_of_a_job_under_way_is_known_and_forgotten_with_its_end() -> None
     assert state().trials[0].ids == {}
     assert state(submitted).trials[0].ids == {1: "17"}
     assert state(submitted, ended).trials[0].ids == {}
+
+
+@pytest.mark.parametrize("keeps_job", [True, False, None])
+def test_the_retry_of_a_job_that_was_cut_off_keeps_its_number(keeps_job: bool | None) -> None:
+    ended = {"trial": 0, "replicate": 1, "job": 4, "attempt": 0, "seconds": 1.0, "reason": "…"}
+    if keeps_job is not None:  # older ledgers have no such field
+        ended["keeps_job"] = keeps_job
+    found = state(("job_failed", ended))
+    assert (found.trials[0].open_jobs, found.trials[0].failures, found.next_job) == ({}, {1: 1}, 5)
+    assert found.trials[0].kept_jobs == ({1: 4} if keeps_job else {})
+    again = ("started", {"trial": 0, "replicate": 1, "attempt": 1, "job": 4})
+    raised = ("job_failed", {**ended, "attempt": 1, "keeps_job": False})
+    assert state(("job_failed", ended), again).trials[0].kept_jobs == {}
+    assert state(("job_failed", ended), again).trials[0].jobs == [4]
+    assert state(("job_failed", ended), again, raised).trials[0].kept_jobs == {}
 
 
 class Launcher:
@@ -64,14 +80,22 @@ def test_only_a_resumed_job_is_looked_for(is_resumed: bool, attached: float | No
     assert result.metrics["objective"].mean == value
 
 
-def test_the_state_of_a_launchers_error_is_kept() -> None:
-    class EndedError(Exception):
-        state = "TIMEOUT"
-
-    launcher = Launcher(JobReturn(status=JobStatus.FAILED, _return_value=EndedError("late")))
+@pytest.mark.parametrize(
+    ("state", "was_cut_off"),
+    [("TIMEOUT", True), ("NODE_FAIL", True), ("FAILED", False), ("UNREACHABLE", False), ("pending", False), (7, False)],
+)
+def test_the_state_of_a_launchers_error_is_kept(state: Any, was_cut_off: bool) -> None:
+    error = RuntimeError("late")
+    error.state = state  # type: ignore[attr-defined]
+    launcher = Launcher(JobReturn(status=JobStatus.FAILED, _return_value=error))
     job = Job(4, Trial(0, {"x": 0.5}, "Sobol"), 0, (), is_resumed=True)
     result = run_job(launcher, job, make_problem("x=interval(0, 1)"))  # type: ignore[arg-type]
-    assert (result.state, result.reason) == ("TIMEOUT", "EndedError: late")
+    assert (result.state, result.reason) == (None if state == 7 else state, "RuntimeError: late")
+    assert result.was_cut_off == was_cut_off
+
+
+def test_a_worker_that_died_cut_its_job_off() -> None:
+    assert JobResult(1.0, exception=WorkerDiedError("killed")).was_cut_off
 
 
 @pytest.mark.parametrize(

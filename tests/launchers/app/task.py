@@ -21,12 +21,18 @@ class AwkwardError(Exception):
         super().__init__(f"{what} at {where}")
 
 
+def stop(folder: Path, number: int) -> None:
+    (folder / "stopped.txt").write_text(signal.Signals(number).name)
+    sys.exit(os.EX_TEMPFAIL)
+
+
 @hydra.main(version_base=None, config_path="conf", config_name="config")
 def run(cfg: DictConfig) -> object:
     folder = Path(HydraConfig.get().runtime.output_dir)
     # one line each time that the job begins
     with (folder / "runs.txt").open("a") as file:
         file.write(f"{os.getpid()} {os.environ.get('SLURM_JOB_ID')} {os.environ.get('SLURM_RESTART_COUNT', 0)}\n")
+    num_runs = len((folder / "runs.txt").read_text().splitlines())
     sys.stdout.write(f"job {HydraConfig.get().job.num} prints\n")
     sys.stderr.write("and complains\n")
     was_warm = "colorsys" in sys.modules
@@ -45,8 +51,13 @@ def run(cfg: DictConfig) -> object:
         raise AwkwardError("this", "there")
     elif behaviour == "exit":
         sys.exit(3)
-    elif behaviour == "kill" or (behaviour == "kill_first" and HydraConfig.get().job.num == 0):
+    elif behaviour == "kill" or (behaviour == "kill_first" and HydraConfig.get().job.num == 0 and num_runs == 1):
         os.kill(os.getpid(), signal.SIGKILL)
+    elif behaviour == "stoppable" and not (folder / "stopped.txt").exists():
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, lambda number, frame: stop(folder, number))
+        (folder / "listens.txt").write_text("")
+        time.sleep(cfg.seconds)
     elif behaviour == "segfault":
         ctypes.string_at(0)
     elif behaviour == "unpicklable":
