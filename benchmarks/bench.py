@@ -43,9 +43,11 @@ def run(name: str, scripts: Path, runs: list[list[str]]) -> dict[str, Any]:
             done = subprocess.run(command, capture_output=True, text=True)
             print(done.stdout, end="", flush=True)
             if done.returncode != 0:
-                failed = True
+                failed, rows = True, []  # those of one run alone would stand for all
                 reason = _last_line(done.stderr) or f"it ended with {done.returncode}"
                 print(done.stderr, file=sys.stderr)
+            elif failed:
+                continue
             elif figures.exists():
                 rows += json.loads(figures.read_text(encoding="utf-8"))
             else:

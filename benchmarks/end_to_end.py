@@ -6,7 +6,7 @@ FOLDER/data/grocery_128.tar (the Grocery Store Dataset at 128 px) and FOLDER/wei
 ArcFace on fold 0 at 128 px, batch 32: a fixed number of iterations, then the accuracies of the validation classes.
 
 - `ours`: `run_trial`, with its record, checkpoints and log; images decoded to the cache before, once for all models
-  (`decoding, s` tells how long that took).
+  (`decoding, s` tells how long that took; `times ours and decoding` is for one model alone).
 - `ours, torch crops`: with `trainer.augmentation=torch`, whose pixels differ from Pillow's by one here and there.
 - `pml`: MetricLossOnly, GlobalEmbeddingSpaceTester and AccuracyCalculator(k="max_bin_count"); images from their files
   by PIL and torchvision's Resize, RandomResizedCrop and flip, in the trainer's process (0 workers) or in its default
@@ -113,7 +113,7 @@ def settings_of(trunk: str, table: Path, weights: Path, folder: Path) -> TrialSe
         "dataset=image_csv", "dataset.name=grocery", f"dataset.images.csv={table}", *choice, "loss=arcface", "fold=0",
         "transform.resize=128", "transform.crop=128", f"schedule.iterations_per_epoch={ITERATIONS[trunk]}",
         "schedule.max_epochs=1", "schedule.save_interval=1", "evaluation.check_untrained_accuracy=false",
-        "trainer=cpu", f"data_root={folder}", "logger=csv",
+        "trainer=cpu", f"data_root={folder / trunk}", "logger=csv",
     ]  # fmt: skip
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         settings = trial_settings(compose("train", overrides), is_sweep_job=True)
@@ -253,6 +253,7 @@ def main() -> None:
                         "times ours, torch crops": round(wall[side] / wall["ours, torch crops"], 2),
                         # that of workers is not the process's
                         "times ours, cpu": None if SIDES[side][1] else round(cpu[side] / cpu["ours"], 2),
+                        "times ours and decoding": round(wall[side] / (wall["ours"] + decoding), 2),
                         "decoding, s": round(decoding, 1) if side == "ours" else None,
                         **{name: round(accuracies[side][name], 4) for name in METRICS},
                         **({"goals": _goals(trunk, side, wall)} if trunk in GOALS and side.startswith("pml") else {}),

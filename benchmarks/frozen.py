@@ -3,6 +3,7 @@
     python examples/demo_frozen.py GROCERY data
     python benchmarks/frozen.py [--losses arcface triplet] [--draws 0] [--iterations 100] [--json FILE]
 
+One hundred iterations are few (docs/losses.md): what is compared is both ways at the same early moment.
 Every setting is trained twice on fold 0 of the Grocery photos at 128 px, with EfficientNet-Lite0: whole, for
 `--iterations` at the protocol's learning rate, and as the proxy of `experiment=demo_frozen`. Both are scored by
 validation MAP@R; no test image is opened. Settings: of each loss the paper's optimum for CUB200, and `--draws` random

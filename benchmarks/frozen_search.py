@@ -22,6 +22,7 @@ import numpy as np
 from measuring import ROOT, keep, print_row
 from PIL import Image
 
+TRUNK = "tf_efficientnet_lite0"
 IMAGES, CLASSES = 5_864, 100
 """Of each half of CUB200."""
 ITERATIONS_PER_EPOCH, MAX_ITERATIONS = 100, 2_000
@@ -43,11 +44,21 @@ def make_images(folder: Path) -> None:
     (folder / "birds.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
-def train(folder: Path, cores: int, *overrides: str) -> float:
-    """Runs `train.py`; returns the seconds that it took."""
+def make_weights(folder: Path) -> None:
+    """Writes what the trunk begins with where it has learnt nothing."""
+    import mlrc_lightning.torchvision_import  # noqa: F401
+
+    import timm
+    from safetensors.torch import save_file
+
+    save_file(timm.create_model(TRUNK, pretrained=False).state_dict(), folder / "weights.safetensors")
+
+
+def run(folder: Path, cores: int, *command: str) -> float:
+    """Runs a command on the images; returns the seconds that it took."""
     common = [
         "dataset=image_csv", "dataset.name=birds", f"data_root={folder}", f"output_root={folder / 'outputs'}",
-        "trunk=timm", "trunk.name=tf_efficientnet_lite0", "trunk.pretrained=false", "trunk.frozen=true",
+        "trunk=timm", f"trunk.name={TRUNK}", f"trunk.pretrained={folder / 'weights.safetensors'}", "trunk.frozen=true",
         "trunk.learning_rate=1e-4", "transform.resize=32", "transform.crop=32",
         f"schedule.iterations_per_epoch={ITERATIONS_PER_EPOCH}",
         f"schedule.max_epochs={MAX_ITERATIONS // ITERATIONS_PER_EPOCH}",
@@ -55,12 +66,12 @@ def train(folder: Path, cores: int, *overrides: str) -> float:
     environment = {**os.environ, "OMP_NUM_THREADS": str(cores)}
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *overrides, *common],
+        [sys.executable, *command, *common],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode != 0:
         sys.exit(
-            f"{' '.join(overrides)}: expected to end well, found exit code {done.returncode}:\n{done.stderr[-3000:]}"
+            f"{' '.join(command)}: expected to end well, found exit code {done.returncode}:\n{done.stderr[-3000:]}"
         )
     return time.monotonic() - began
 
@@ -82,10 +93,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_images(folder)
-        features = train(folder, arguments.cores, "stage=untrained")
+        make_weights(folder)
+        features = run(folder, arguments.cores, "-m", "mlrc_lightning", "prepare")
         for loss in arguments.losses:
-            seconds = train(
-                folder, arguments.cores, "-m", f"loss={loss}", "stage=search", f"max_trials={arguments.trials}",
+            seconds = run(
+                folder, arguments.cores, "train.py", "-m", f"loss={loss}", "stage=search",
+                f"max_trials={arguments.trials}",
                 f"trainer.parallel_folds={arguments.cores}",
             )  # fmt: skip
             trained = models(folder / "outputs", loss)

@@ -27,6 +27,9 @@ Written by `make bench`, which runs every script of `benchmarks/` named here and
 `make bench BENCH="metrics data"` runs some of them, and leaves the others' figures as they are.
 
 Ratios are of two sides that took turns in one run: they are what carries over to another machine. Seconds do not.
+
+Not measured here: OML's metrics, crops by kornia or by `grid_sample` (peers slower than those below when the goals were
+set), pytorch-metric-learning's default `k` at 60,000 samples (it asks for 29 GB), and anything on a GPU.
 """
 
 

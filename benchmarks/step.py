@@ -4,9 +4,9 @@
 
 Loops: a toy step (SmallCNN of width 8 at 24 px, batch 32, ArcFace over 100 classes, one thread), the same batches
 from memory and the same arithmetic in all rows: they must come to the same weights. Every row trains `--epochs` epochs
-of 100 iterations a round, in turns, the first epoch aside. Ours has logging, progress, early stopping and checkpoints
-on, as a trial has them. Ratios are a row's median time of an epoch over the bare loop's; `cpu` is the process's own
-time, which a busy machine disturbs less.
+of 100 iterations a round, in turns, the first epoch aside. Ours has logging, progress and checkpoints on, as a trial
+has them; what comes once a validation (accuracies, the best weights, patience) is none of a step's. Ratios are a row's
+median time of a round over the bare loop's; `cpu` is the process's own time, which a busy machine disturbs less.
 
 Waits: what a step of each loss (at its optimum for CUB200, batch 32) dispatches that makes a GPU's host wait: reading a
 number (`.item()`, `if tensor`), `nonzero` and its kind, and indexing by a mask. And how many operations a step of
@@ -245,8 +245,9 @@ def loops(rounds: int, epochs: int) -> list[dict[str, Any]]:
             clock = Clock()
             with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
                 weights[side] = SIDES[side](epochs, clock).weight.detach().clone()  # type: ignore[operator]
-            spans = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(clock.times, clock.times[1:], strict=False)]
-            times[side] += spans[1:] if number else []  # the first round warms up, and so does each first epoch
+            (wall_began, cpu_began), *_, (wall_ended, cpu_ended) = clock.times[1:]  # the first epoch warms up
+            spans = ((wall_ended - wall_began) / (epochs - 1), (cpu_ended - cpu_began) / (epochs - 1))
+            times[side] += [spans] if number else []  # and so does the first round
     expected = weights["bare loop, three optimizers"]
     for side, found in weights.items():
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, msg=f"{side}: other weights")

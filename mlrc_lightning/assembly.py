@@ -160,7 +160,12 @@ class TrialData:
     def _features(self, half: Half, cache: CachedImages) -> CachedFeatures:
         settings = self._settings
         num_views = settings.trunk.views if half == "trainval" else 0
-        device = torch.device("cuda" if settings.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+        device = torch.device("cpu")
+        if settings.trainer.accelerator != "cpu" and torch.cuda.is_available():
+            asked = settings.trainer.devices
+            # "3," is GPU 3, and 3 as many ranks
+            is_one = isinstance(asked, str) and asked.strip(",").isdigit()
+            device = torch.device("cuda", int(str(asked).strip(",")) if is_one else 0)
         return cached_features(
             cache, train_transform(settings), num_views, lambda: self.trunk, trunk_key(settings), device, half
         )

@@ -53,7 +53,9 @@ class Pixels:
 
 
 class ResidentPixels:
-    """All decoded images of one part of a dataset on the device that trains, for all folds of a trial.
+    """All decoded images of one part of a dataset on the device that trains, for all folds that this process trains.
+
+    With `trainer.parallel_folds` every process has a copy of its own.
 
     Args:
         cache: Where they are.

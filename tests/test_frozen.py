@@ -232,6 +232,10 @@ def test_a_proxy_is_named_so_and_has_results_of_its_own(frozen, settings, weight
     [
         ("trunk.pretrained=false", "trunk.pretrained=False: expected weights"),
         ("trainer.compile=true", "trainer.compile=True: expected false with trunk.frozen=true"),
+        (
+            "trunk.learning_rate=1e-6",
+            "trunk.learning_rate=1e-06: expected more than the paper's 1e-06 with trunk.frozen",
+        ),
         ("trainer.channels_last=true", "trainer.channels_last=True: expected false"),
         ("trunk.views=0", "trunk.views=0: expected >= 1"),
     ],

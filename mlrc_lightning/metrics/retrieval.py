@@ -48,7 +48,7 @@ _FAISS_SETTINGS = {"distance_compute_blas_query_bs": 1024, "distance_compute_min
 
 @dataclass(frozen=True)
 class RetrievalMetrics:
-    """Accuracies of one set of embeddings, as fractions in [0, 1].
+    """Accuracies of one set of embeddings, as fractions in [0, 1]; also a mapping of the three by name.
 
     Attributes:
         precision_at_1: Mean over queries of "the nearest neighbour is of the query's class".
@@ -70,7 +70,17 @@ class RetrievalMetrics:
 
     def as_dict(self) -> dict[str, float]:
         """Returns the three accuracies by name."""
-        return {name: float(getattr(self, name)) for name in METRICS}
+        return {name: self[name] for name in METRICS}
+
+    def keys(self) -> tuple[str, ...]:
+        """Returns the names of the three accuracies, so that `dict(metrics)` and `**metrics` have them."""
+        return METRICS
+
+    def __getitem__(self, name: str) -> float:
+        """Returns one of the three accuracies."""
+        if name not in METRICS:
+            raise KeyError(name)
+        return float(getattr(self, name))
 
 
 @torch.no_grad()
@@ -99,10 +109,12 @@ def retrieval_metrics(
     Raises:
         NonFiniteError: An embedding is NaN or infinite.
         DatasetError: No query has a sample of its class to find.
-        ValueError: The shapes do not fit.
+        ValueError: The shapes do not fit, or `reference` comes without its labels.
 
     Source: Musgrave et al. 2020, section 3.2; PROTOCOL.md section 1.7.
     """
+    if (reference is None) != (reference_labels is None):
+        raise ValueError("expected reference and reference_labels, or neither; found one of them.")
     is_one_set = reference is None
     if reference is None or reference_labels is None:
         reference, reference_labels = embeddings, labels

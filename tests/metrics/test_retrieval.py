@@ -245,6 +245,22 @@ def test_bfloat16_embeddings_are_ranked_as_their_own_values():
     assert [getattr(retrieval_metrics(rounded, labels), name) for name in METRICS] == pytest.approx(means, abs=1e-12)
 
 
+def test_references_without_labels_are_refused():
+    embeddings, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
+    for given in ({"reference": embeddings}, {"reference_labels": labels}):
+        with pytest.raises(ValueError, match="expected reference and reference_labels, or neither"):
+            retrieval_metrics(embeddings, labels, **given)
+
+
+def test_the_three_accuracies_are_a_mapping():
+    metrics = retrieval_metrics(torch.randn(20, 4, generator=torch.Generator().manual_seed(0)), torch.arange(20) // 5)
+    assert dict(metrics) == metrics.as_dict()
+    assert list(dict(metrics)) == ["precision_at_1", "r_precision", "mean_average_precision_at_r"]
+    assert metrics["r_precision"] == metrics.r_precision
+    with pytest.raises(KeyError):
+        metrics["per_query"]
+
+
 def test_per_query_rows_follow_the_samples():
     embeddings, labels = uneven_classes(9, num_samples=80, num_classes=10, embedding_size=4)
     metrics = retrieval_metrics(embeddings, labels)
