@@ -104,7 +104,8 @@ class Submitter:
         identity = self._identity(overrides)
         files = JobFolder(self.root, number)
         there = self._with_id(files)
-        if there is not None and not there.told:
+        # one whose failure was told may have been requeued since: never two in one folder
+        if there is not None and (not there.told or self._goes_on(files, there)):
             if there.identity == identity:
                 log.info("\t#%d : SLURM job %s of %s", number, there.job_id, there.submitted)
                 return Submitted(files, there)

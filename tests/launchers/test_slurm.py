@@ -534,6 +534,20 @@ def test_a_search_killed_twice_loses_nothing_and_runs_nothing_twice(app: App, fa
     assert [p["state"] for p in ledger_of(app, "job_failed")] == ["FAILED"]
 
 
+def test_a_job_that_was_requeued_after_its_failure_was_told_is_no_second_one(
+    make: Make, hold: Make, fake_slurm: FakeSlurm
+) -> None:
+    hold(job_1=LOST_NODE)
+    assert isinstance(error_of(make(AT_ONCE).launch([["x=5"]], 0)[0]), SlurmJobError)
+    fake_slurm.answer(hold=True, job_1={"state": "RUNNING"})
+    assert make()._submitter.submit_or_find(0, ["x=5"]).job.job_id == "1"
+    with pytest.raises(SlurmLauncherError, match="SLURM job 1 is under way as job 0 of .* with other settings"):
+        make()._submitter.submit_or_find(0, ["x=6"])
+    assert len(fake_slurm.jobs) == 1
+    fake_slurm.answer(hold=True, job_1=LOST_NODE)
+    assert make()._submitter.submit_or_find(0, ["x=5"]).job.job_id == "2"
+
+
 @runs_jobs
 @pytest.mark.parametrize("is_killed", [False, True], ids=["at once", "by the next driver"])
 def test_a_job_at_its_time_limit_is_submitted_anew_under_its_number(
