@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
+from mlrc_lightning import evaluation
 from mlrc_lightning.callbacks import FoldCheckpoint
 from mlrc_lightning.errors import RecordError
-from mlrc_lightning.evaluation import evaluate_on_test_classes
 from mlrc_lightning.records import TrialRecord, read_json
 from mlrc_lightning.stopping import STOPPED, StopSignals, TrialStopped, exit_text
 from mlrc_lightning.trial import run_trial
@@ -181,12 +181,122 @@ def test_the_handler_that_was_there_before_is_called_once_all_is_saved(settings,
     assert seen == [(signal.SIGUSR2, True, False)]
 
 
-def test_a_signal_after_the_last_step_ends_the_process_after_the_trial(settings, tmp_path, monkeypatch):
-    def late(*arguments):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate_on_test_classes(*arguments)
+@pytest.fixture
+def at_embedding(monkeypatch):
+    """Does something once, as the n-th set of images of a trial is embedded for its test or a baseline."""
 
-    monkeypatch.setattr("mlrc_lightning.trial.evaluate_on_test_classes", late)
+    def do(number, action):
+        embed, calls = evaluation._embed, []
+
+        def counted(*arguments):
+            calls.append(1)
+            if len(calls) == number:
+                action()
+            return embed(*arguments)
+
+        monkeypatch.setattr(evaluation, "_embed", counted)
+        return calls
+
+    return do
+
+
+# two folds are trained, each with its untrained trunk on its validation images; then on the test images the two models,
+# the two untrained ones and the two untrained trunks
+@pytest.mark.parametrize(
+    ("number", "where"),
+    [
+        (1, "fold_2, before its training"),
+        (2, "the test of fold 0"),
+        (3, "the test of fold 2"),
+        (4, "the test of the untrained model of fold 0"),
+        (6, "the test of the untrained trunk of fold 0"),
+        (7, "the test of the untrained trunk of fold 2"),
+    ],
+)
+def test_a_signal_while_images_are_embedded_stops_before_the_next_and_what_goes_on_ends_as_the_whole_one(
+    settings, tmp_path, at_embedding, number, where
+):
+    s, folder = noisy(settings, "evaluation.baselines=true"), tmp_path / "stopped"
+    expected = without_times(run_trial(s, tmp_path / "whole"))
+    calls = at_embedding(number, lambda: os.kill(os.getpid(), signal.SIGUSR2))
+    with pytest.raises(TrialStopped, match=f"SIGUSR2 stopped it at {where}"):
+        run_trial(s, folder)
+    assert len(calls) == number
+    failed = read_json(folder / "record.json", TrialRecord)
+    assert failed.failure.startswith("TrialStopped: SIGUSR2")
+    assert [fold.fold for fold in failed.folds] == list(FOLDS[:number])
+    seed_all(99)
+    assert without_times(run_trial(s, folder)) == expected
+    assert files_of(folder) == files_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("baselines", ["true", "false"])
+def test_a_signal_while_a_fold_is_validated_for_the_last_time_loses_no_step(
+    settings, tmp_path, monkeypatch, at_embedding, baselines
+):
+    s, folder = noisy(settings, f"evaluation.baselines={baselines}"), tmp_path / "stopped"
+    expected = without_times(run_trial(s, tmp_path / "whole"))
+    steps, embedded = [], at_embedding(0, None)
+    step, validated = torch.optim.RMSprop.step, FoldCheckpoint.on_train_epoch_end
+    monkeypatch.setattr(torch.optim.RMSprop, "step", lambda self, *a, **k: (steps.append(1), step(self, *a, **k))[1])
+
+    def last(self, trainer, module):
+        if self.folder == folder / "fold_0" and trainer.current_epoch == EPOCHS - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        validated(self, trainer, module)
+
+    monkeypatch.setattr(FoldCheckpoint, "on_train_epoch_end", last)
+    # the untrained trunk on the validation images is what would keep it from ending
+    where = "fold_0, after its training" if baselines == "true" else "fold_2, before its training"
+    with pytest.raises(TrialStopped, match=where):
+        run_trial(s, folder)
+    assert embedded == []
+    assert without_times(run_trial(s, folder)) == expected
+    assert files_of(folder) == files_of(tmp_path / "whole")
+    assert len(steps) == NUM_STEPS
+
+
+def test_a_search_s_trial_whose_last_fold_is_trained_is_finished_before_the_process_ends(
+    settings, tmp_path, monkeypatch
+):
+    validated = FoldCheckpoint.on_train_epoch_end
+
+    def last(self, trainer, module):
+        if self.folder.name == f"fold_{FOLDS[-1]}" and trainer.current_epoch == EPOCHS - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        validated(self, trainer, module)
+
+    monkeypatch.setattr(FoldCheckpoint, "on_train_epoch_end", last)
+    with pytest.raises(TrialStopped, match="the end of a trial"):
+        run_trial(dataclasses.replace(noisy(settings), stage="search", keep_models=False), tmp_path / "run")
+    assert read_json(tmp_path / "run" / "record.json", TrialRecord).status == "complete"
+
+
+def test_a_run_without_training_stops_between_two_embeddings_too(settings, tmp_path, at_embedding):
+    s = settings("stage=untrained", "run=0", "num_runs=1")
+    expected = without_times(run_trial(s, tmp_path / "whole"))
+    calls = at_embedding(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(TrialStopped, match="the test of fold 2"):
+        run_trial(s, tmp_path / "stopped")
+    assert len(calls) == 2
+    assert without_times(run_trial(s, tmp_path / "stopped")) == expected
+
+
+def test_the_handler_that_was_there_before_requeues_a_test_as_well(settings, tmp_path, at_embedding):
+    seen = []
+    before = signal.signal(signal.SIGUSR2, lambda *_: seen.append((tmp_path / "run/.lock").exists()))
+    try:
+        calls = at_embedding(1, lambda: os.kill(os.getpid(), signal.SIGUSR2))
+        with pytest.raises(TrialStopped, match="the test of fold 2"):
+            run_trial(noisy(settings), tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert seen == [False]
+    assert len(calls) == 1
+
+
+def test_a_signal_after_the_last_embedding_ends_the_process_after_the_trial(settings, tmp_path, at_embedding):
+    at_embedding(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(TrialStopped, match="the end of a trial"):
         run_trial(noisy(settings), tmp_path / "run")
     assert read_json(tmp_path / "run" / "record.json", TrialRecord).status == "complete"
