@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from mlrc_lightning.stopping import end_on_stop_signals
+
+if __name__ == "__main__":
+    end_on_stop_signals()  # the imports below take most of a second
+
 import sys
 from pathlib import Path
 from typing import Any

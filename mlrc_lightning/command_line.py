@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from mlrc_lightning.environment import config_folder
 from mlrc_lightning.schema import suggestion
-from mlrc_lightning.stopping import TrialStopped
+from mlrc_lightning.stopping import TrialStopped, end_on_stop_signals
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Set to 1, it shows the traceback of a usage error as well."""
@@ -22,15 +23,17 @@ def run(command: Callable[[], Any]) -> Any:
     """Calls a Hydra main function, or any other, and turns its errors into messages and exit codes.
 
     Usage errors are those that say so (`is_usage_error`), and Hydra's and OmegaConf's about the configuration. They
-    print one message and exit with 2; HYDRA_FULL_ERROR=1 shows their traceback as well. A training that a signal
-    stopped exits with `stopping.STOPPED`.
+    print one message and exit with 2; HYDRA_FULL_ERROR=1 shows their traceback as well. What a signal stopped exits
+    with `stopping.STOPPED`: a training between two steps, anything else at once.
     """
     # torch's threads spin while they wait; where two processes share the cores, both then take many times as long
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault(_ASKED, os.environ.get(FULL_ERROR, "0"))
     os.environ[FULL_ERROR] = "1"  # else Hydra prints and exits by itself, before its errors can be told apart
+    taken: list[signal.Signals] = []
     try:
-        return command()
+        taken = end_on_stop_signals()
+        return _call(command)
     except TrialStopped as stopped:
         sys.stderr.write(f"\n{stopped}\n")
         raise
@@ -41,6 +44,17 @@ def run(command: Callable[[], Any]) -> Any:
         if wants_traceback():
             raise
         exit_if_usage_error(error)
+        raise
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _call(command: Callable[[], Any]) -> Any:
+    try:
+        return command()
+    except Exception:
+        end_on_stop_signals()  # the error that a signal has become on its way out is none
         raise
 
 

@@ -26,7 +26,7 @@ from mlrc_lightning.assembly import TrialData, build_module, build_trainer, clus
 from mlrc_lightning.callbacks import PARTS
 from mlrc_lightning.datamodule import Pixels, evaluation_loader, own_images
 from mlrc_lightning.datasets.cache import CachedImages
-from mlrc_lightning.distributed import gather_in_order, of_rank_zero, rank
+from mlrc_lightning.distributed import gather_in_order, largest, of_rank_zero, rank
 from mlrc_lightning.errors import WeightsError
 from mlrc_lightning.figure_inputs import MIN_PROJECTED, store_neighbors, store_projection
 from mlrc_lightning.figures import NEIGHBORS_FILE, PROJECTION_FILE
@@ -36,6 +36,7 @@ from mlrc_lightning.queries import QUERIES_FILE, QueryAccuracies, QueryResults, 
 from mlrc_lightning.records import Accuracies, EvaluationResult, FoldResult, now, read_plain_json, write_json
 from mlrc_lightning.schema import TrialSettings
 from mlrc_lightning.splits import FoldSplit, Indices, Split
+from mlrc_lightning.stopping import StopSignals, TrialStopped
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +51,19 @@ UNTRAINED = "untrained"
 """The stage of runs without training, and the loss in their records."""
 
 
+def raise_if_stopped(stop: StopSignals | None, where: str) -> None:
+    """Raises TrialStopped where a rank has received a signal; a collective. What is finished is on disk already."""
+    signum = 0 if stop is None else largest(stop.received)
+    if signum:
+        raise TrialStopped(signum, where)
+
+
 def evaluate_on_test_classes(
-    settings: TrialSettings, data: TrialData, folds: Sequence[FoldResult], folder: Path
+    settings: TrialSettings,
+    data: TrialData,
+    folds: Sequence[FoldResult],
+    folder: Path,
+    stop: StopSignals | None = None,
 ) -> EvaluationResult:
     """Tests the selected models of all folds on the test images.
 
@@ -63,9 +75,11 @@ def evaluate_on_test_classes(
         data: With the test images.
         folds: Finished folds whose models were kept.
         folder: Of the trial.
+        stop: Ends the test before any of its embeddings.
 
     Raises:
         WeightsError: A fold's weights are missing or damaged.
+        TrialStopped: A signal came.
 
     Source: Musgrave et al. 2020, section 3.3; PROTOCOL.md section 1.8.
     """
@@ -73,7 +87,7 @@ def evaluate_on_test_classes(
     log.info("Opening the test images: %d of %d classes", len(images), len(np.unique(data.test.labels[images])))
     opened_at = now()
     modules = {fold.fold: load_module(settings, fold, folder, data.num_features) for fold in folds}
-    result, queries, embeddings = _test(settings, data, modules, folder, opened_at)
+    result, queries, embeddings = _test(settings, data, modules, folder, opened_at, stop)
     if rank() == 0:
         write_queries(folder / QUERIES_FILE, queries)
         if settings.stores_figure_inputs:
@@ -81,12 +95,12 @@ def evaluate_on_test_classes(
     if not settings.evaluation.baselines:
         return result
     notes = list(result.notes)
-    baselines = _baselines(settings, data, list(modules), folder, notes)
+    baselines = _baselines(settings, data, list(modules), folder, notes, stop)
     return dataclasses.replace(result, baselines=baselines, notes=tuple(notes))
 
 
 def evaluate_without_training(
-    settings: TrialSettings, data: TrialData, folder: Path, known: Mapping[str, Any]
+    settings: TrialSettings, data: TrialData, folder: Path, known: Mapping[str, Any], stop: StopSignals | None = None
 ) -> EvaluationResult:
     """Tests what each fold would start from, with the trunk's features beside it.
 
@@ -98,15 +112,19 @@ def evaluate_without_training(
         data: With the test images.
         folder: Of the run.
         known: Accuracies of the trunk that another seed cannot change; they are not computed again.
+        stop: Ends the test before any of its embeddings.
+
+    Raises:
+        TrialStopped: A signal came.
 
     Source: PROTOCOL.md section 1.7; Musgrave et al. 2020, section 4.1, "Pretrained".
     """
     modules = {fold: build_module(settings, fold, None, data.num_features) for fold in settings.folds}
-    result, queries, _ = _test(settings, data, modules, folder, now())
+    result, queries, _ = _test(settings, data, modules, folder, now(), stop)
     if rank() == 0:
         write_queries(folder / QUERIES_FILE, queries)
     notes = list(result.notes)
-    trunk = known or _trunk_baselines(settings, data, settings.folds, folder, notes, concatenated=True)
+    trunk = known or _trunk_baselines(settings, data, settings.folds, folder, notes, stop, concatenated=True)
     embedder = {UNTRAINED_EMBEDDER: result.separated, UNTRAINED_EMBEDDER_CONCATENATED: result.concatenated}
     return dataclasses.replace(result, baselines={**trunk, **embedder}, notes=tuple(notes))
 
@@ -156,7 +174,12 @@ class _Found:
 
 
 def _test(
-    settings: TrialSettings, data: TrialData, modules: Mapping[int, EmbeddingModule], folder: Path, opened_at: str
+    settings: TrialSettings,
+    data: TrialData,
+    modules: Mapping[int, EmbeddingModule],
+    folder: Path,
+    opened_at: str,
+    stop: StopSignals | None = None,
 ) -> tuple[EvaluationResult, QueryResults, Tensor]:
     """Tests one model a fold, each alone and all as one.
 
@@ -164,7 +187,10 @@ def _test(
         The accuracies, those of single queries, and the embeddings of all folds as one; (N, K * E).
     """
     images, num_folds = data.test.cache.indices, settings.split.num_folds
-    embeddings = [_embed(module, settings, data.test, images, folder) for module in modules.values()]
+    embeddings = []
+    for number, module in modules.items():
+        raise_if_stopped(stop, f"the test of fold {number}")
+        embeddings.append(_embed(module, settings, data.test, images, folder))
 
     def measured(embedding: Tensor) -> _Found:
         labels = torch.from_numpy(data.images.labels[images])
@@ -366,15 +392,21 @@ def reduce_by_pca(features: Tensor, num_components: int) -> Tensor:
 
 
 def _baselines(
-    settings: TrialSettings, data: TrialData, folds: Sequence[int], folder: Path, notes: list[str]
+    settings: TrialSettings,
+    data: TrialData,
+    folds: Sequence[int],
+    folder: Path,
+    notes: list[str],
+    stop: StopSignals | None,
 ) -> dict[str, Any]:
     """Returns the accuracies without training; the mean over folds where their initial weights differ."""
     embedder = []
     for fold in folds:
+        raise_if_stopped(stop, f"the test of the untrained model of fold {fold}")
         module = build_module(settings, fold, None, data.num_features)
         embeddings = _embed(module, settings, data.test, data.test.cache.indices, folder)
         embedder.append(_test_accuracies(settings, embeddings, data))
-    trunk = _trunk_baselines(settings, data, folds, folder, notes, concatenated=False)
+    trunk = _trunk_baselines(settings, data, folds, folder, notes, stop, concatenated=False)
     return {**trunk, UNTRAINED_EMBEDDER: dict(mean_accuracies(embedder))}
 
 
@@ -384,6 +416,7 @@ def _trunk_baselines(
     folds: Sequence[int],
     folder: Path,
     notes: list[str],
+    stop: StopSignals | None,
     *,
     concatenated: bool,
 ) -> dict[str, Any]:
@@ -394,6 +427,7 @@ def _trunk_baselines(
     found: dict[str, list[Accuracies]] = {UNTRAINED_TRUNK: [], **{name: [] for name in sizes}}
     # pretrained trunks are the same in every fold, random ones are not
     for fold in folds[:1] if settings.trunk.pretrained else folds:
+        raise_if_stopped(stop, f"the test of the untrained trunk of fold {fold}")
         features = _untrained_features(settings, data.test, data.test.cache.indices, fold, folder)
         found[UNTRAINED_TRUNK].append(_test_accuracies(settings, features, data))
         for name, size in sizes.items():

@@ -14,17 +14,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import IO
 
 from mlrc_lightning.composition import Composition, compose, overrides_of
 from mlrc_lightning.environment import config_folder
 from mlrc_lightning.errors import ConfigError
 from mlrc_lightning.results import UNTRAINED, RunSet, SearchResult, has_setting, missing_folds, run_sets, searches
 from mlrc_lightning.schema import NUM_FOLDS, suggestion
+from mlrc_lightning.stopping import STOP_SIGNALS, STOPPED, StopSignals
 from mlrc_lightning.tables.benchmark import STUDY
 from mlrc_lightning.tables.catalog import LOSSES
 
@@ -35,6 +37,7 @@ LOGS = "study"
 HYPERPARAMETERS = ("search", "paper")
 _UNNAMED_BATCH_SIZE = 32
 _LAUNCHERS = {"slurm": "mlrc_slurm", "local": "mlrc_local"}
+_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -178,12 +181,15 @@ def render_plan(study: Study, steps: Sequence[Step], jobs: int) -> str:
 def run(study: Study, jobs: int) -> int:
     """Runs what is missing; a loss that fails keeps no other from running.
 
+    A stop signal, or the end of the terminal, is passed on to the commands that run; no further one is started.
+
     Args:
         study: What is wanted.
         jobs: Losses that run side by side, each with one thread where there is more than one.
 
     Returns:
-        0, or 1 where a command failed; which ones, and where their output is, has been printed.
+        0; 1 where a command failed; `STOPPED` where one was stopped, or the study. Which ones, and where their output
+        is, has been printed.
     """
     if jobs < 1:
         raise ConfigError(f"--jobs {jobs}: expected 1 or more.")
@@ -195,36 +201,49 @@ def run(study: Study, jobs: int) -> int:
         by_loss.setdefault(step.loss, []).append(step)
     chains = [chain for chain in by_loss.values() if not all(step.is_finished for step in chain)]
     runner = _Runner(study, jobs, sum(not step.is_finished for chain in chains for step in chain))
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(runner.run_chain, chain) for chain in chains]
+    hangup = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]  # nohup has it ignored
+    with StopSignals([*STOP_SIGNALS, *hangup]) as stop, ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(runner.run_chain, chain) for chain in chains}
         try:
-            for future in futures:
-                future.result()
+            while futures:
+                done, futures = wait(futures, _POLL_SECONDS)
+                for future in done:
+                    future.result()
+                if stop.received:
+                    # train.py knows no SIGHUP
+                    runner.stop(signal.SIGTERM if stop.received == signal.SIGHUP else stop.received)
         except KeyboardInterrupt:
-            runner.stop()
+            runner.stop(signal.SIGINT)
             raise
     for failure in runner.failures:
         log.error("%s", failure)
     if runner.failures:
         log.error("%d of %d commands failed. The same command tries them again.", len(runner.failures), runner.total)
+    if stop.received or runner.stopped:
+        cause = f"{signal.Signals(stop.received).name} stopped it" if stop.received else "Stopped"
+        where = f" at {', '.join(runner.stopped)}" if runner.stopped else ""
+        log.error("%s%s. The same command goes on from there.", cause, where)
+        return STOPPED
     return 1 if runner.failures else 0
 
 
 class _Runner:
-    """Starts the commands of a study, and remembers which failed."""
+    """Starts the commands of a study, and remembers which failed, and which were stopped."""
 
     def __init__(self, study: Study, jobs: int, total: int) -> None:
         self.study = study
         self.jobs = jobs
         self.total = total
         self.failures: list[str] = []
+        self.stopped: list[str] = []
         self._begun = 0
         self._lock = threading.Lock()
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._is_stopped = False
+        self._last_signal = 0
 
     def run_chain(self, chain: Sequence[Step]) -> None:
-        """Runs the steps of one loss, up to the first that fails."""
+        """Runs the steps of one loss, up to the first that fails or is stopped."""
         for step in chain:
             if step.is_finished:
                 continue
@@ -237,11 +256,15 @@ class _Runner:
             began = time.monotonic()
             code, where = self._call(step)
             spent = _duration(time.monotonic() - began)
-            if self._is_stopped:
-                return
             if code == 0:
                 log.info("[%d/%d] %s: done in %s", number, self.total, step.title, spent)
                 continue
+            # one that is told to stop before it can listen is killed
+            if code == STOPPED or self._is_stopped:
+                log.info("[%d/%d] %s: stopped after %s%s", number, self.total, step.title, spent, where)
+                with self._lock:
+                    self.stopped.append(step.title)
+                return
             log.error(
                 "[%d/%d] %s: failed with exit code %d after %s%s", number, self.total, step.title, code, spent, where
             )
@@ -249,32 +272,32 @@ class _Runner:
                 self.failures.append(f"{step.title} failed with exit code {code}{where}: {step.shown()}")
             return
 
-    def stop(self) -> None:
-        """Interrupts the commands and waits for them."""
+    def stop(self, signum: int) -> None:
+        """Passes a signal on to the commands, the first time; no further one is started."""
         with self._lock:
+            is_new, self._last_signal = signum != self._last_signal, signum
             self._is_stopped = True
-            processes = list(self._processes)
-        for process in processes:
-            process.send_signal(signal.SIGINT)
-        for process in processes:
-            process.wait()
+            for process in self._processes if is_new else ():
+                process.send_signal(signum)
 
     def _call(self, step: Step) -> tuple[int, str]:
         environment = dict(os.environ)
         if self.jobs == 1:
-            return self._wait(subprocess.Popen(step.command(), env=environment)), ""
+            return self._run(step, environment, None), ""
         # two processes whose threads spin on the same cores take many times as long
         environment.setdefault("OMP_NUM_THREADS", "1")
         folder = self.study.outputs / LOGS / self.study.name
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{step.title.replace(' ', '_')}.log"
         with path.open("ab") as file:
-            process = subprocess.Popen(step.command(), env=environment, stdout=file, stderr=subprocess.STDOUT)
-            code = self._wait(process)
-        return code, f", see {path}"
+            return self._run(step, environment, file), f", see {path}"
 
-    def _wait(self, process: subprocess.Popen[bytes]) -> int:
-        with self._lock:
+    def _run(self, step: Step, environment: Mapping[str, str], output: IO[bytes] | None) -> int:
+        with self._lock:  # none is started that is not told
+            if self._is_stopped:
+                return STOPPED
+            stderr = None if output is None else subprocess.STDOUT
+            process = subprocess.Popen(step.command(), env=environment, stdout=output, stderr=stderr)
             self._processes.add(process)
         try:
             return process.wait()

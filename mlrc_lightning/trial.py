@@ -24,6 +24,7 @@ from mlrc_lightning.evaluation import (
     evaluate_on_test_classes,
     evaluate_without_training,
     mean_accuracies,
+    raise_if_stopped,
     trained_parts,
     untrained_trunk_accuracies,
 )
@@ -72,7 +73,7 @@ def run_trial(settings: TrialSettings, folder: Path) -> TrialRecord:
     Raises:
         MlrcError: Anything that a user can cure, before training where it can be known. A failure during training
             is written to `record.json` as well, beside the folds that were finished.
-        TrialStopped: A signal stopped it between two steps, and everything up to there is saved.
+        TrialStopped: A signal stopped it between two steps or two embeddings, and what it needs to go on is saved.
     """
     with StopSignals() as stop:
         record = _run_trial(settings, folder, stop)
@@ -141,14 +142,14 @@ def run_folds(
         data: Of the trial.
         folder: Of the trial; rank 0 alone writes there.
         folds: Takes the folds as they are finished.
-        stop: Ends a training between two of its steps.
+        stop: Ends a training between two of its steps, and the test between two embeddings.
 
     Returns:
         The test; None where the stage opens no test classes.
     """
     if settings.stage == UNTRAINED:
         known = of_rank_zero(_trunk_accuracies_of_other_runs(settings, folder))
-        return evaluate_without_training(settings, data, folder, known)
+        return evaluate_without_training(settings, data, folder, known, stop)
     try:
         if settings.trainer.parallel_folds > 1 and len(settings.folds) > 1:
             left = [fold for fold in settings.folds if _finished_fold(folder / f"fold_{fold}", settings) is None]
@@ -160,7 +161,8 @@ def run_folds(
         raise
     for fold in settings.folds:
         folds.append(_run_fold(settings, data, fold, folder, stop))
-    return evaluate_on_test_classes(settings, data, folds, folder) if settings.opens_test_classes else None
+    # after the last fold of a search nothing is left that would be worth a second start
+    return evaluate_on_test_classes(settings, data, folds, folder, stop) if settings.opens_test_classes else None
 
 
 def _train_fold(settings: TrialSettings, fold: int, folder: Path, stop: StopSignals) -> None:
@@ -179,6 +181,7 @@ def _run_fold(settings: TrialSettings, data: TrialData, fold: int, folder: Path,
     if done is not None:
         log.info("fold %d is finished already: val MAP@R %.4f", fold, done.val[PRIMARY_METRIC])
         return done
+    raise_if_stopped(stop, f"fold_{fold}, before its training")
     began = time.monotonic()
     split, schedule = data.splits[fold], settings.schedule
     module = build_module(settings, fold, len(split.classes("train")), data.num_features)
@@ -228,7 +231,7 @@ def _run_fold(settings: TrialSettings, data: TrialData, fold: int, folder: Path,
                 module.trunk if data.num_features is None else data.trunk,
                 settings, fold, selected_epoch,
             )  # fmt: skip
-    result = _fold_result(settings, data, split, checkpoint, kept, time.monotonic() - began)
+    result = _fold_result(settings, data, split, checkpoint, kept, time.monotonic() - began, stop)
     if is_writer:
         write_json(fold_folder / _FOLD_FILE, result)
     wait_for_all()  # until all have read the weights, and the next fold finds this one finished
@@ -247,6 +250,7 @@ def _fold_result(
     checkpoint: FoldCheckpoint,
     kept: Mapping[str, Path],
     seconds: float,
+    stop: StopSignals,
 ) -> FoldResult:
     selection, history = checkpoint.selection, checkpoint.history
     selected = next(epoch for epoch in history if epoch.epoch == selection.selected_epoch)
@@ -254,6 +258,9 @@ def _fold_result(
     assert selected.val is not None
     asked = settings.evaluation.check_untrained_accuracy
     wants_untrained_trunk = settings.evaluation.baselines and settings.opens_test_classes if asked is None else asked
+    # epochs behind the last validation are in no checkpoint, and would be trained again
+    if wants_untrained_trunk and history[-1].val is not None:
+        raise_if_stopped(stop, f"fold_{split.fold}, after its training")
     class_sizes = np.unique(split.labels[split.val], return_counts=True)[1]
     lonely = int((class_sizes == 1).sum())
     features = data.trainval.features

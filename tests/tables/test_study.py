@@ -2,14 +2,17 @@
 
 import json
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from mlrc_lightning import study as module
 from mlrc_lightning.errors import ConfigError
+from mlrc_lightning.stopping import STOPPED
 from mlrc_lightning.study import ALL_LOSSES, Study, plan, render_plan, run
 
 from . import fakes
@@ -183,6 +186,95 @@ def test_a_loss_that_fails_keeps_no_other_from_running(tmp_path, monkeypatch, ca
     assert "1 of 5 commands failed" in caplog.text
     if jobs == 2:
         assert (tmp_path / "out" / "study" / "cub200" / "search_arcface.log").exists()
+
+
+FAKE_STOPPABLE = """
+import pathlib, signal, sys, time
+def stop(signum, frame):
+    pathlib.Path({folder!r}, f"got_{{loss}}").write_text(signal.Signals(signum).name)
+    sys.exit(75)
+loss = next((a[5:] for a in sys.argv if a.startswith("loss=")), "untrained")
+pathlib.Path({folder!r}).mkdir(exist_ok=True)
+for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    signal.signal(number, stop)
+pathlib.Path({folder!r}, f"begun_{{loss}}").touch()
+time.sleep(0 if loss == "untrained" else 300)
+"""
+
+
+def stoppable(folder):
+    """A program that studies three losses, by trainings which last until a signal comes; and what it runs."""
+    script = folder / "fake_train.py"
+    script.write_text(FAKE_STOPPABLE.format(folder=str(folder / "seen")))
+    return (
+        "import pathlib, sys; from mlrc_lightning import study; from mlrc_lightning.__main__ import main;"
+        f"study._train_script = lambda: pathlib.Path({str(script)!r}); main(sys.argv[1:])"
+    )
+
+
+def wait_for(path, running):
+    deadline = time.monotonic() + 200
+    while not path.exists() and time.monotonic() < deadline:
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("number", "passed_on", "jobs"),
+    [
+        (signal.SIGTERM, "SIGTERM", 1),
+        (signal.SIGUSR1, "SIGUSR1", 2),
+        (signal.SIGUSR2, "SIGUSR2", 1),
+        (signal.SIGHUP, "SIGTERM", 2),
+    ],
+)
+def test_a_signal_stops_the_commands_under_way_and_no_further_one_is_started(tmp_path, number, passed_on, jobs):
+    study(tmp_path).composition()  # remembered
+    arguments = ["study", "cub200", "--losses", "arcface", "triplet", "contrastive", "--jobs", str(jobs)]
+    arguments += ["--hyperparameters", "paper", "--outputs", str(tmp_path / "out")]
+    command = [sys.executable, "-c", stoppable(tmp_path), *arguments]
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    losses = ["arcface", "triplet"][:jobs]
+    for loss in losses:
+        wait_for(tmp_path / "seen" / f"begun_{loss}", running)
+    running.send_signal(number)
+    _, messages = running.communicate(timeout=200)
+    assert running.returncode == STOPPED, messages
+    found = {path.name for path in (tmp_path / "seen").iterdir()}
+    assert found == {"begun_untrained", *(f"{word}_{loss}" for word in ("begun", "got") for loss in losses)}
+    assert {(tmp_path / "seen" / f"got_{loss}").read_text() for loss in losses} == {passed_on}
+    assert "failed" not in messages
+    assert messages.count("stopped after") == jobs
+    assert f"{number.name} stopped it at reproduce" in messages
+    assert "The same command goes on from there." in messages
+
+
+def test_a_hangup_that_nohup_has_ignored_stays_ignored(tmp_path):
+    study(tmp_path).composition()
+    arguments = ["study", "cub200", "--losses", "arcface", "--hyperparameters", "paper", "--outputs", str(tmp_path)]
+    command = ["nohup", sys.executable, "-c", stoppable(tmp_path), *arguments]
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(tmp_path / "seen" / "begun_arcface", running)
+    running.send_signal(signal.SIGHUP)
+    time.sleep(1.0)
+    assert running.poll() is None
+    running.send_signal(signal.SIGTERM)
+    _, messages = running.communicate(timeout=200)
+    assert (running.returncode, "SIGTERM stopped it at reproduce arcface" in messages) == (STOPPED, True)
+
+
+def test_a_command_that_was_stopped_has_not_failed_and_keeps_no_other_loss_from_running(tmp_path, monkeypatch, caplog):
+    log, script = tmp_path / "calls", tmp_path / "fake_train.py"
+    script.write_text(FAKE_TRAIN.format(log=str(log)).replace("sys.exit(3", f"sys.exit({STOPPED}"))
+    monkeypatch.setattr(module, "_train_script", lambda: script)
+    with caplog.at_level("INFO"):
+        assert run(study(tmp_path / "out"), 1) == STOPPED
+    assert [json.loads(line)[:2] for line in log.read_text().splitlines()] == [
+        ["untrained", False], ["arcface", False], ["triplet", False], ["triplet", True],
+    ]  # fmt: skip
+    assert "search arcface: stopped after" in caplog.text
+    assert "Stopped at search arcface. The same command goes on from there." in caplog.text
+    assert "failed" not in caplog.text
 
 
 def test_a_finished_study_starts_nothing_and_imports_no_torch(tmp_path, protocol):
