@@ -28,6 +28,10 @@ STUDY = $(BIN)/python -m mlrc_lightning study $(1) $(OVERRIDES) --hyperparameter
 # a loss that failed keeps no table from being rendered, and then fails the target
 RENDER = $(BIN)/python -m mlrc_lightning table $(1) $(OVERRIDES) $(if $(TRIALS),max_trials=$(TRIALS)) \
 	$(if $(RUNS),num_runs=$(RUNS)) --source $(HYPERPARAMETERS)
+# of a signal, make tells its shell alone, and a shell tells nobody; a study that was stopped leaves nothing to be rendered
+RUN_STUDY = trap 'kill -TERM $$study' HUP INT TERM; $(call STUDY,$(1)) $(DRY_RUN) & study=$$!; \
+	failed=0; wait $$study || failed=$$?; while kill -0 $$study 2>/dev/null; do failed=0; wait $$study || failed=$$?; done; \
+	[ $$failed != 75 ] || exit 75
 # make -n runs the study too (the plus sign), which then only prints its commands
 DRY_RUN = $(if $(findstring n,$(filter-out --%,$(firstword -$(MAKEFLAGS)))),--dry-run)
 
@@ -75,8 +79,8 @@ test-hydra-next: | $(BIN)/uv  ## The sweeper's fast tests on the newest pre-rele
 tables: $(BENCHMARKS:%=table-%) table-hyperparameters table-reported table-toy  ## All tables of the paper; runs what is missing
 
 table-cub200 table-cars196 table-sop table-cub200-batch256: table-%: $(VENV)/.installed  ## Run what is missing of a benchmark, render its table (LOSSES= HYPERPARAMETERS=paper LAUNCHER=slurm TRIALS= RUNS= JOBS=)
-	+@$(call STUDY,$(subst -,_,$*)) $(DRY_RUN) || failed=$$?; \
-	$(if $(DRY_RUN),echo '$(call RENDER,$(subst -,_,$*))',$(call RENDER,$(subst -,_,$*))) && exit $${failed:-0}
+	+@$(call RUN_STUDY,$(subst -,_,$*)); \
+	$(if $(DRY_RUN),echo '$(call RENDER,$(subst -,_,$*))',$(call RENDER,$(subst -,_,$*))) && exit $$failed
 
 plan-cub200 plan-cars196 plan-sop plan-cub200-batch256 plan-demo: plan-%: $(VENV)/.installed  ## How many models are left to train, and how long they take
 	@$(call STUDY,$(subst -,_,$*)) --plan
@@ -89,8 +93,8 @@ PICTURE = $(BIN)/python -m mlrc_lightning figure figure_2b_map_at_r --format png
 	cp outputs/figures/$$(sed -n 's/.*"protocol": "\(.*\)".*/\1/p' outputs/tables/demo.manifest.json | head -1)/figure_2b_map_at_r_search.png docs/demo.png
 demo: JOBS = 2
 demo: $(VENV)/.installed  ## All 14 losses on the embedded glyphs, from nothing to the table in the README (15 minutes on 2 cores; resumes)
-	+@$(call STUDY,demo) $(DRY_RUN) || failed=$$?; \
-	$(if $(DRY_RUN),echo '$(call RENDER,demo) --into README.md',$(call RENDER,demo) --into README.md && $(PICTURE)) && exit $${failed:-0}
+	+@$(call RUN_STUDY,demo); \
+	$(if $(DRY_RUN),echo '$(call RENDER,demo) --into README.md',$(call RENDER,demo) --into README.md && $(PICTURE)) && exit $$failed
 
 # the Grocery Store Dataset: a folder or a .tar
 GROCERY ?= $(or $(MLRC_SHARED),../shared)/data/grocery_128.tar
@@ -100,8 +104,8 @@ demo-frozen: JOBS = 2
 demo-frozen: $(VENV)/.installed  ## A proxy of the protocol on photos: frozen trunk, all 14 losses, 50 trials and 10 runs each (resumes; GROCERY=FOLDER)
 	$(UV_PIP) -e '.[demo]'
 	$(BIN)/python examples/demo_frozen.py $(GROCERY) data
-	+@$(call STUDY,demo_frozen) $(DRY_RUN) || failed=$$?; \
-	$(if $(DRY_RUN),echo '$(call RENDER,demo_frozen) --into docs/frozen.md',$(call RENDER,demo_frozen) --into docs/frozen.md && $(PICTURE_OF_FROZEN)) && exit $${failed:-0}
+	+@$(call RUN_STUDY,demo_frozen); \
+	$(if $(DRY_RUN),echo '$(call RENDER,demo_frozen) --into docs/frozen.md',$(call RENDER,demo_frozen) --into docs/frozen.md && $(PICTURE_OF_FROZEN)) && exit $$failed
 
 report: $(VENV)/.installed  ## A static site of all results so far: outputs/report/index.html
 	test -e outputs/figures/inputs/toy.npz || $(BIN)/python -m mlrc_lightning figure figure_1
