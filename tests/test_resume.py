@@ -136,7 +136,7 @@ def test_other_random_numbers_would_be_seen(settings, tmp_path, at_step, whole, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [2, 18, 31])
+@pytest.mark.parametrize("step", STOPS)
 def test_a_trial_killed_between_two_checkpoints_ends_as_the_whole_one(settings, tmp_path, whole, step):
     expected, files = uninterrupted(whole, settings, tmp_path)
     s, folder = noisy(settings, "trainer.checkpoint_every_n_iterations=3"), tmp_path / "killed"
@@ -162,7 +162,7 @@ def test_a_trial_killed_between_two_checkpoints_ends_as_the_whole_one(settings, 
     assert len(states) == (within > 3), "there was no checkpoint in the midst of an epoch"
     if states:
         epoch, batch = torch.load(states[0], weights_only=True)["position"]
-        assert 0 < within - (epoch * ITERATIONS + batch) <= 3
+        assert 0 <= within - (epoch * ITERATIONS + batch) <= 3
     seed_all(99)
     record = without_times(run_trial(s, folder))
     record["settings"]["trainer"]["checkpoint_every_n_iterations"] = None
