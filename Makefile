@@ -98,7 +98,7 @@ demo: $(VENV)/.installed  ## All 14 losses on the embedded glyphs, from nothing 
 
 # the Grocery Store Dataset: a folder or a .tar
 GROCERY ?= $(or $(MLRC_SHARED),../shared)/data/grocery_128.tar
-PICTURE_OF_FROZEN = $(BIN)/python -m mlrc_lightning figure figure_2b_map_at_r --format png && \
+PICTURE_OF_FROZEN = $(BIN)/python -m mlrc_lightning figure optimisation figure_2b_map_at_r --format png && \
 	cp outputs/figures/$$(sed -n 's/.*"protocol": "\(.*\)".*/\1/p' outputs/tables/demo_frozen.manifest.json | head -1)/figure_2b_map_at_r_search.png docs/demo_frozen.png
 demo-frozen: JOBS = 2
 demo-frozen: $(VENV)/.installed  ## A proxy of the protocol on photos: frozen trunk, all 14 losses, 50 trials and 10 runs each (resumes; GROCERY=FOLDER)
