@@ -36,12 +36,14 @@ def test_status_can_be_read_while_the_search_runs_and_after_it_was_killed(
     ledger = sweep.folder / "out/d1/a/ledger.jsonl"
     while not ledger.exists() or ledger.read_text().count('"completed"') < 2:
         time.sleep(0.02)
-    main(["status", str(sweep.folder)])
-    running = capsys.readouterr().out
-    assert f"pid {process.pid}, since" in running
-    assert "running: trial" in running
+    deadline, running = time.monotonic() + 60, ""
+    while "running: trial" not in running and time.monotonic() < deadline:  # between two trials there is none
+        main(["status", str(sweep.folder)])
+        running = capsys.readouterr().out
     process.send_signal(signal.SIGKILL)
     process.communicate()
+    assert f"pid {process.pid}, since" in running
+    assert "running: trial" in running
     main(["status", str(sweep.folder)])
     assert "its sweeper was killed; repeat its command to go on" in capsys.readouterr().out
 
