@@ -1,7 +1,11 @@
 """Shared fixtures: a small trial, real data where it is to be had, and one thread a process."""
 
 import os
+import signal
 
+# where tests run in the background of a shell that is no terminal, all that they start would ignore SIGINT
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # two processes with two spinning threads each on two cores take ten times as long as with one
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
