@@ -3,9 +3,12 @@
 import os
 import signal
 
-# where tests run in the background of a shell that is no terminal, all that they start would ignore SIGINT
+# what ignores a signal, as nohup and the background of a script do, hands that on to all that it starts; a handler is
+# not handed on, and this one of SIGHUP leaves pytest as it is
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 # two processes with two spinning threads each on two cores take ten times as long as with one
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -233,15 +233,7 @@ def test_a_signal_stops_the_commands_under_way_and_no_further_one_is_started(tmp
     arguments = ["study", "cub200", "--losses", "arcface", "triplet", "contrastive", "--jobs", str(jobs)]
     arguments += ["--hyperparameters", "paper", "--outputs", str(tmp_path / "out")]
     command = [sys.executable, "-c", stoppable(tmp_path), *arguments]
-    running = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # under nohup the tests' own is ignored
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
-    )
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     losses = ["arcface", "triplet"][:jobs]
     for loss in losses:
         wait_for(tmp_path / "seen" / f"begun_{loss}", running)
