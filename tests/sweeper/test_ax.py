@@ -30,9 +30,12 @@ def test_trials_after_the_start_up_are_model_based_and_find_the_minimum(sweep: S
     generators = [p["generator"].partition(" ")[0] for p in sweep.payloads("proposed", "out/d1/b")]
     assert generators == ["CenterOfSearchSpace"] + ["Sobol"] * 4 + ["BoTorch"] * 19
     results = OmegaConf.load(sweep.folder / "out/d1/b/optimization_results.yaml")
-    # margin 0.3 and scale 1 give 0.01
-    assert results.search.best_values.objective == pytest.approx(0.01, abs=5e-3)
-    assert results.ax["loss.margin"] == pytest.approx(0.3, abs=0.1)
+    values = [p["metrics"]["objective"]["mean"] for p in sweep.payloads("result", "out/d1/b")]
+    assert results.search.best_values.objective == min(values)
+    # margin 0.3 and scale 1 give 0.01. How near it 19 suggestions come depends on the processor and what is below Ax; of
+    # as many random points one in three searches has a single one as near as this
+    assert sum(value < 0.06 for value in values[5:]) >= 3
+    assert results.ax["loss.margin"] == pytest.approx(0.3, abs=0.15)
 
 
 @pytest.mark.slow
