@@ -125,6 +125,11 @@ def test_a_table_submitted_as_a_job_has_its_training_done_in_jobs(
     # the untrained models, the search, and the runs of its best: each training was a job
     submitted = [payload["id"] for payload in payloads(tmp_path / "outputs", "submitted")]
     assert len(submitted) == len(set(submitted)) == 6
-    for job_id in submitted:
-        shown = said("scontrol", "--oneliner", "show", "job", job_id)
-        assert all(word in shown for word in ("JobName=train ", "Partition=debug ", "JobState=COMPLETED "))
+    wanted = ("JobName=train ", "Partition=debug ", "JobState=COMPLETED ")
+    for job_id in submitted:  # a result counts before its job has ended
+
+        def has_ended(job_id: str = job_id) -> bool:
+            shown = said("scontrol", "--oneliner", "show", "job", job_id)
+            return all(word in shown for word in wanted)
+
+        wait_for(has_ended, 60)
