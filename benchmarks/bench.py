@@ -46,9 +46,8 @@ def run(name: str, scripts: Path, runs: list[list[str]]) -> dict[str, Any]:
                 failed, rows = True, []  # those of one run alone would stand for all
                 reason = _last_line(done.stderr) or f"it ended with {done.returncode}"
                 print(done.stderr, file=sys.stderr)
-            elif failed:
-                continue
-            elif figures.exists():
+                break
+            if figures.exists():
                 rows += json.loads(figures.read_text(encoding="utf-8"))
             else:
                 reason = _last_line(done.stdout) or "it wrote no figures"

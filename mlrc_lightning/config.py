@@ -69,7 +69,20 @@ def trial_settings(cfg: DictConfig, *, is_sweep_job: bool, run: int | None = Non
     if values["stage"] in RUN_STAGES and isinstance(values["run"], int) and values["run"] >= 0:
         _check_run_set(cfg)
         values["seed"] = seed_of_run(values["seed"], values["run"])
-    return read(TrialSettings, values)
+    settings = read(TrialSettings, values)
+    rate, papers_rate = settings.trunk.learning_rate, _papers_rate()
+    if settings.trunk.frozen and rate <= papers_rate:
+        raise ConfigError(
+            f"trunk.learning_rate={rate!r}: expected more than the paper's {papers_rate} with trunk.frozen=true, which"
+            " moves no embedder alone; say 1e-4."
+        )
+    return settings
+
+
+@cache
+def _papers_rate() -> float:
+    """Returns the learning rate of trunk and embedder, section 1.2."""
+    return float(OmegaConf.load(config_folder() / "trunk" / "bn_inception.yaml").learning_rate)
 
 
 def seed_of_run(root_seed: int, run: int) -> int:

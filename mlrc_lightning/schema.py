@@ -33,8 +33,6 @@ CUDA_GRAPHS = "cudagraphs"
 """Of `trainer.compile`."""
 AUGMENTATIONS = ("pil", "torch", "device")
 """What crops and flips training images: Pillow, torch on the CPU, or the device that trains."""
-PAPERS_RATE = 1e-6
-"""Learning rate of trunk and embedder, PROTOCOL.md section 1.2."""
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 INTERVALS = ("iteration", "epoch", "plateau")
 """When a scheduler is stepped: after a batch, after an epoch, or after a validation, with its MAP@R."""
@@ -142,10 +140,6 @@ class TrunkSettings:
         if self.frozen:
             expected = "weights with trunk.frozen=true, whose features they give: true, or a file"
             _require(self.pretrained is not False, "trunk.pretrained", expected, self.pretrained)
-            expected = (
-                f"more than the paper's {PAPERS_RATE} with trunk.frozen=true, which moves no embedder alone; say 1e-4"
-            )
-            _require(self.learning_rate > PAPERS_RATE, "trunk.learning_rate", expected, self.learning_rate)
 
 
 @dataclass(frozen=True)

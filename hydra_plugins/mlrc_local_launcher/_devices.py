@@ -10,9 +10,9 @@ from typing import Any
 from ._errors import LocalLauncherError
 
 # each library reads its own; whichever the task imports finds the same number
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 # the worker's share as well, for a task that divides it further between processes of its own
-_SHARE_VARIABLE = "MLRC_LOCAL_THREADS"
+SHARE_VARIABLE = "MLRC_LOCAL_THREADS"
 _CORES_PER_WORKER = 4
 
 
@@ -62,9 +62,9 @@ def divide(
     if workers is None:
         workers = len(groups) * workers_per_device if groups else max(1, cores // _CORES_PER_WORKER)
     threads = threads or max(1, cores // workers)
-    shared = tuple((name, str(threads)) for name in _THREAD_VARIABLES if name not in os.environ)
+    shared = tuple((name, str(threads)) for name in THREAD_VARIABLES if name not in os.environ)
     if "OMP_NUM_THREADS" not in os.environ:
-        shared += ((_SHARE_VARIABLE, str(threads)),)
+        shared += ((SHARE_VARIABLE, str(threads)),)
     slots = []
     for number in range(workers):
         own: tuple[tuple[str, str], ...] = ()

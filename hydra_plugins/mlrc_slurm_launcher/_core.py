@@ -22,6 +22,7 @@ from hydra.core.utils import JobReturn, filter_overrides
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from hydra_plugins.mlrc_local_launcher._devices import SHARE_VARIABLE, THREAD_VARIABLES
 from hydra_plugins.mlrc_local_launcher._hydra_job import HydraJob, failed
 
 from ._cluster import GONE, Cluster, JobState, UnreachableError, find_submission
@@ -39,10 +40,6 @@ _PASSING = re.compile(
     re.IGNORECASE,
 )
 _SUBMIT_PAUSE_SECONDS = 5.0
-# each library reads its own; the last is the share, for a task that divides it between processes of its own
-_THREAD_VARIABLES = (
-    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "MLRC_LOCAL_THREADS",
-)  # fmt: skip
 # between two looks at a job's result: at first, and at the longest
 _LOOK_SECONDS = (0.2, 2.0)
 _TIMED_OUT = "Job not requeued because: timed-out"
@@ -391,7 +388,7 @@ def _share_of_the_cores(cpus_per_task: int | None) -> list[str]:
     """Lines of a script: a cluster that binds no job to its processors lets each use all of the node's."""
     if cpus_per_task is None:
         return []
-    exports = " ".join(f"{name}={cpus_per_task}" for name in _THREAD_VARIABLES)
+    exports = " ".join(f"{name}={cpus_per_task}" for name in (*THREAD_VARIABLES, SHARE_VARIABLE))
     return [f'if [ -z "$OMP_NUM_THREADS" ]; then export {exports}; fi']
 
 

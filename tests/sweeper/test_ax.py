@@ -33,7 +33,7 @@ def test_trials_after_the_start_up_are_model_based_and_find_the_minimum(sweep: S
     values = [p["metrics"]["objective"]["mean"] for p in sweep.payloads("result", "out/d1/b")]
     assert results.search.best_values.objective == min(values)
     # margin 0.3 and scale 1 give 0.01. How near it 19 suggestions come depends on the processor and what is below Ax;
-    # of as many random points one in three searches has a single one as near as this
+    # of as many random points 28 % of searches have one as near as this, and 0.4 % have three
     assert sum(value < 0.06 for value in values[5:]) >= 3
     assert results.ax["loss.margin"] == pytest.approx(0.3, abs=0.15)
 
