@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -219,7 +220,7 @@ class SearchLock:
             try:
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                holder = _holder(os.pread(descriptor, 4096, 0))
+                holder = _holder(descriptor)
                 os.close(descriptor)
                 if error.errno not in (errno.EACCES, errno.EAGAIN):
                     raise SweepError(
@@ -257,9 +258,14 @@ class SearchLock:
             return False
 
 
-def _holder(content: bytes) -> str:
-    try:
-        fields = json.loads(content)
-        return f"host {fields['host']}, pid {fields['pid']}, since {fields['since']}"
-    except (ValueError, KeyError, TypeError):
-        return "it has only just started"
+def _holder(descriptor: int, patience: float = 1.0) -> str:
+    """Who has the lock; between its lock and its name lies a moment, which is waited out."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fields = json.loads(os.pread(descriptor, 4096, 0))
+            return f"host {fields['host']}, pid {fields['pid']}, since {fields['since']}"
+        except (ValueError, KeyError, TypeError):
+            if time.monotonic() > deadline:
+                return "it has not said on which host"
+            time.sleep(0.01)

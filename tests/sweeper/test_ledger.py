@@ -131,3 +131,34 @@ def test_a_second_holder_is_refused_with_who_and_since_when(tmp_path: Path) -> N
     with SearchLock(tmp_path):
         assert json.loads((tmp_path / "search.lock").read_text())["pid"] == os.getpid()
     assert list(tmp_path.iterdir()) == []
+
+
+HOLD_AND_SAY_LATER = """
+import fcntl, os, sys, time
+descriptor = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+fcntl.lockf(descriptor, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.readline()
+time.sleep(0.2)
+os.pwrite(descriptor, b'{"host": "node7", "pid": 42, "since": "2020-02-02"}', 0)
+time.sleep(60)
+"""
+
+
+def test_a_holder_that_has_not_yet_written_its_name_is_given_the_time_to(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD_AND_SAY_LATER, str(tmp_path / "search.lock")]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as holder:
+        try:
+            assert holder.stdin is not None
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            # silent as long as it pleases, it does not hold up the refusal
+            with pytest.raises(SweepError, match="it has not said on which host"), SearchLock(tmp_path):
+                pass
+            holder.stdin.write("say\n")
+            holder.stdin.flush()
+            with pytest.raises(SweepError, match="host node7, pid 42, since 2020-02-02"), SearchLock(tmp_path):
+                pass
+        finally:
+            holder.kill()
