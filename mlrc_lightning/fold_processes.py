@@ -8,6 +8,8 @@ this process could inherit threads in the midst of their work, or a GPU.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import gc
 import logging
 import multiprocessing
 import os
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 import mlrc_lightning.torchvision_import  # noqa: F401
 
@@ -37,6 +40,8 @@ TrainFold = Callable[[TrialSettings, int, Path, StopSignals], None]
 """Trains one fold of a trial in its folder; a function at the top of a module, which the process imports."""
 
 _POLL_SECONDS = 0.1
+_PRELOADED = ("mlrc_lightning", "pytorch_metric_learning", "torch")
+"""Packages whose modules the server of the processes imports."""
 _LONGEST = 10_000
 """Characters that are told of a failure's text, and of its traceback."""
 
@@ -83,7 +88,7 @@ def train_at_once(
     # not by how many are left: a fold that is trained again has as many as it had
     num_threads = max(1, torch.get_num_threads() // min(settings.trainer.parallel_folds, len(settings.folds)))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([train_fold.__module__])
+    context.set_forkserver_preload([train_fold.__module__, *_modules_of_targets(settings)])
     handlers = [h.baseFilename for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
     waiting, running = list(folds), dict[int, _Running]()
     error: MlrcError | None = None
@@ -134,6 +139,22 @@ def train_at_once(
         raise TrialStopped(stop.received or signal.SIGTERM, "the folds' last checkpoints")
 
 
+def _modules_of_targets(settings: TrialSettings) -> list[str]:
+    """Modules that a fold would import when it is built or validated; the server passes over one that is missing."""
+    found = {"faiss"}
+    nodes: list[Any] = [dataclasses.asdict(settings)]
+    for node in nodes:
+        if isinstance(node, dict):
+            nodes.extend(node.values())
+            target = node.get("_target_")
+            # your own module may raise what it likes: to a fold it is a failure, to the server the end
+            if isinstance(target, str) and target.partition(".")[0] in _PRELOADED:
+                found.add(target.rpartition(".")[0])
+        elif isinstance(node, list | tuple):
+            nodes.extend(node)
+    return sorted(found)
+
+
 def _last_word(child: _Running) -> _Outcome | None:
     # not by the exit status, which is lost where a signal to the whole group has ended the server as well
     child.process.join()
@@ -165,6 +186,7 @@ def _train(
     log_files: Sequence[str],
 ) -> None:
     """What a process does."""
+    gc.freeze()  # what was imported stays: to look through it for garbage would copy it out of the server's memory
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the whole group; the parent ends what it started
     stop = StopSignals()
     stop.listen()  # to the end: a signal that comes too late is the parent's matter

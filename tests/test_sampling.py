@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pytorch_metric_learning.samplers import MPerClassSampler
 
-from mlrc_lightning.sampling import BatchesOfEpochs, MPerClassBatches
+from mlrc_lightning.sampling import BatchesOfEpochs, MPerClassBatches, draw_for_each
 
 LENGTH = 100_000  # PROTOCOL.md section 1.4
 
@@ -98,3 +98,13 @@ def test_augmentation_seeds_never_repeat():
     batches, _ = sampler()
     seeds = [seed for number in range(200) for _, seed in batches.batch(number)]
     assert len(set(seeds)) == len(seeds)
+
+
+@pytest.mark.parametrize("m", [1, 2, 4, 32])
+@pytest.mark.parametrize("smallest", [1, 32])
+def test_images_of_a_pass_are_those_that_numpy_chooses_class_after_class(m, smallest):
+    sizes = np.random.default_rng(7).integers(smallest, 120, size=500)
+    ours, theirs = np.random.default_rng(m), np.random.default_rng(m)
+    expected = [theirs.choice(size, m, replace=bool(size < m)) for size in sizes]
+    np.testing.assert_array_equal(draw_for_each(ours, sizes, m), expected)
+    assert ours.random() == theirs.random()
