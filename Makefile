@@ -61,6 +61,7 @@ coverage: $(VENV)/.installed-test  ## Line and branch coverage of all tests but 
 
 bench: $(VENV)/.installed-test  ## All benchmarks beside their peers, into benchmarks/RESULTS.md (an hour; BENCH="metrics data" runs some)
 	$(UV_PIP) -e '.[benchmarks]'
+	$(UV_PIP) --no-deps 'open-metric-learning>=4'
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 
 bench-search: $(VENV)/.installed-test  ## Search quality against Ax itself, Optuna and random search (an hour; resumes), and what the sweeper costs

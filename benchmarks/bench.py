@@ -25,7 +25,7 @@ from mlrc_lightning.environment import environment
 
 RUNS = {"metrics": [["--threads", "1"], ["--threads", "2", "--sizes", "14888", "60000"]]}
 """Arguments of each run of a benchmark; one without any where nothing is said."""
-FURTHER_PACKAGES = ("hydra-joblib-launcher", "optuna", "opencv-python-headless")
+FURTHER_PACKAGES = ("hydra-joblib-launcher", "optuna", "opencv-python-headless", "kornia", "open-metric-learning")
 """Peers and options that `environment` does not know."""
 
 

@@ -9,10 +9,13 @@ others read the decoded cache through our own loader:
 
     pil            crop and flip by Pillow: the peer's pixels
     torch          by torch: the peer's pixels but for rounding
-    opencv         by the filters of OpenCV that come closest; it is not one of our paths
+    opencv         by the filters of OpenCV that come closest; this and the next are none of our paths
+    grid_sample    by torch's grid_sample, which has no antialiasing
     gather         what augmentation=device sends to the device: pixels of the boxes, and the weights of the filter
     resident       what it sends where the device has the images: the weights alone
     device on CPU  gather, and then the device's part on the CPU, which is no use but for comparison
+    kornia         its RandomResizedCrop and flip of whole batches, of the 256 x 256 in the middle of each image, as it
+                   takes images of one size; boxes of its own, no antialiasing
 
 Each measurement is a process of its own, so that peaks of memory are its own; the sides take turns in every round.
 Times are those of the CPU, so that others on the machine disturb less; ratios are the peer's median over the row's.
@@ -41,7 +44,9 @@ SHORTER_SIDE, KILOBYTES = 375, 97
 SHARED = Path(os.environ.get("MLRC_SHARED", Path(__file__).parents[2] / "shared"))
 GOALS = {"pil": 4.9, "torch": 18, "gather": 250}
 """Times as fast as the peer."""
-SIDES = ("peer", "pil", "torch", "opencv", "gather", "resident", "device on CPU")
+SIDES = ("peer", "pil", "torch", "opencv", "grid_sample", "gather", "resident", "device on CPU", "kornia")
+NEEDS = {"opencv": "cv2", "kornia": "kornia"}
+"""Modules of peers that may not be installed."""
 MIN_SECONDS, MIN_BATCHES = 1.0, 8
 KEPT_BATCHES = 4
 """Of each side, to compare their pixels."""
@@ -55,7 +60,8 @@ def measure(side: str, folder: Path, num_threads: int) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(num_threads)
-    batches = peer_batches(folder) if side == "peer" else our_batches(side, folder)
+    of_peers = {"peer": peer_batches, "kornia": kornia_batches}
+    batches = of_peers[side](folder) if side in of_peers else our_batches(side, folder)
     kept = [next(batches)]
     before = resident_megabytes()
     began, seconds, number = time.process_time(), 0.0, 0
@@ -66,7 +72,7 @@ def measure(side: str, folder: Path, num_threads: int) -> dict[str, Any]:
         if number < KEPT_BATCHES:
             kept.append(batch)
     extra = max(0.0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before)
-    if isinstance(kept[0], torch.Tensor) and side != "peer":
+    if isinstance(kept[0], torch.Tensor) and side not in of_peers:
         np.save(folder / f"{side}.npy", torch.cat(kept).numpy())
     return {"seconds": seconds / number / BATCH, "extra_megabytes": extra}
 
@@ -95,12 +101,27 @@ def peer_batches(folder: Path) -> Any:
         yield torch.stack(images)
 
 
+def kornia_batches(folder: Path) -> Any:
+    import torch
+    from kornia.augmentation import RandomHorizontalFlip, RandomResizedCrop
+
+    from mlrc_lightning.augment import center_crop
+
+    crop, flip = RandomResizedCrop((CROP, CROP), scale=SCALE, ratio=RATIO, p=1.0), RandomHorizontalFlip(p=FLIP)
+    _, cache = cached(folder)
+    pixels, number = cache.open(), 0
+    while True:
+        indices = cache.indices[[(number + i) % len(cache.indices) for i in range(BATCH)]]
+        number += BATCH
+        images = [torch.from_numpy(center_crop(cache.image(pixels, index), RESIZE).copy()) for index in indices]
+        yield flip(crop(torch.stack(images).permute(0, 3, 1, 2).float())).round().byte()
+
+
 def our_batches(side: str, folder: Path) -> Any:
     from mlrc_lightning.augment import CROPS_ON_THE_CPU
     from mlrc_lightning.crops import Crops
 
-    if side == "opencv":
-        CROPS_ON_THE_CPU["opencv"] = crop_by_opencv
+    CROPS_ON_THE_CPU.update(opencv=crop_by_opencv, grid_sample=crop_by_grid_sample)
     augmentation = side if side in CROPS_ON_THE_CPU else "device"
     datamodule = our_datamodule(folder, augmentation, side == "resident")
     for batch in datamodule.train_dataloader():
@@ -145,6 +166,18 @@ def crop_by_opencv(image: Any, crop: Any, target: Any) -> None:
         resized = cv2.resize(resized, (size, crop.height), interpolation=across)
     resized = cv2.resize(resized, (size, size), interpolation=down)
     cv2.split(cv2.flip(resized, 1) if crop.is_flipped else resized, list(target))
+
+
+def crop_by_grid_sample(image: Any, crop: Any, target: Any) -> None:
+    """Reads the four pixels around each new one, however many lie between it and the next."""
+    import torch
+    from torch.nn.functional import affine_grid, grid_sample
+
+    pixels = torch.from_numpy(crop.of(image).copy()).permute(2, 0, 1)[None].float()
+    theta = torch.tensor([[[-1.0 if crop.is_flipped else 1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
+    grid = affine_grid(theta, [1, *target.shape], align_corners=False)
+    sampled = grid_sample(pixels, grid, padding_mode="border", align_corners=False)[0]
+    torch.from_numpy(target).copy_(sampled.round_())
 
 
 def cached(folder: Path) -> Any:
@@ -225,7 +258,7 @@ def main() -> None:
 def _installed_sides() -> list[str]:
     import importlib.util
 
-    return [side for side in SIDES if side != "opencv" or importlib.util.find_spec("cv2") is not None]
+    return [side for side in SIDES if side not in NEEDS or importlib.util.find_spec(NEEDS[side]) is not None]
 
 
 def _figures(

@@ -28,8 +28,7 @@ Written by `make bench`, which runs every script of `benchmarks/` named here and
 
 Ratios are of two sides that took turns in one run: they are what carries over to another machine. Seconds do not.
 
-Not measured here: OML's metrics, crops by kornia or by `grid_sample` (peers slower than those below when the goals were
-set), pytorch-metric-learning's default `k` at 60,000 samples (it asks for 29 GB), and anything on a GPU.
+Not measured here: pytorch-metric-learning's default `k` at 60,000 samples (it asks for 29 GB), and anything on a GPU.
 """
 
 
