@@ -159,7 +159,8 @@ def _claims(directory: Path, reference: Path, found: dict[str, Any]) -> dict[str
     values, expected = ({p["trial"]: p["values"] for p in _payloads(d, "completed")} for d in (directory, reference))
     best, expected_best = (_payloads(d, "finished")[-1]["best"] for d in (directory, reference))
     order = [p["trial"] for p in _payloads(directory, "completed")]
-    submissions = [path for path in (directory / ".slurm").glob("*/*") if path.is_dir()]
+    # of one that a killed driver had only prepared, nothing bears a job id
+    submissions = list((directory / ".slurm").glob("*/*/*_submitted.pkl"))
     found.update(
         trials=len(values),
         results=sum(results.values()),

@@ -41,9 +41,11 @@ def main(name: str, arguments: list[str]) -> int:
 def _sbatch(arguments: list[str]) -> int:
     job_id = str(len(list(HERE.glob("[0-9]*.json"))) + 1)
     script = arguments[-1]
+    # SLURM runs a copy of its own: the script may be moved as soon as this returns
+    copy = HERE / f"{job_id}.sh"
+    copy.write_text(sys.stdin.read() if script.startswith("--") else Path(script).read_text())
     if script.startswith("--"):
-        script = str(HERE / f"{job_id}.sh")
-        Path(script).write_text(sys.stdin.read())
+        script = str(copy)
     answers = _read(HERE / "answers.json")
     process = None
     inherited = sorted(name for name in os.environ if name.startswith("SLURM_"))
@@ -51,7 +53,7 @@ def _sbatch(arguments: list[str]) -> int:
         environment = {**os.environ, "SLURM_JOB_ID": job_id, "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
         # a job that was requeued begins anew once it has ended
         runner = f"""restarts=0
-while bash {script}; code=$?; [ -e {HERE / job_id}.requeued ]; do
+while bash {copy}; code=$?; [ -e {HERE / job_id}.requeued ]; do
     mv {HERE / job_id}.requeued {HERE / job_id}.was_requeued
     restarts=$((restarts + 1)); export SLURM_RESTART_COUNT=$restarts
 done
