@@ -59,7 +59,7 @@ test-all: $(VENV)/.installed-test  ## All tests that this machine can run; the o
 coverage: $(VENV)/.installed-test  ## Line and branch coverage of all tests but those on real data
 	$(BIN)/python -m pytest -m "not real_data" --cov --cov-report=term
 
-bench: $(VENV)/.installed-test  ## All benchmarks beside their peers, into benchmarks/RESULTS.md (an hour; BENCH="metrics data" runs some)
+bench: $(VENV)/.installed-test  ## All benchmarks beside their peers, into benchmarks/RESULTS.md (two hours; BENCH="metrics data" runs some)
 	$(UV_PIP) -e '.[benchmarks]'
 	$(UV_PIP) --no-deps 'open-metric-learning>=4'
 	$(BIN)/python benchmarks/bench.py $(BENCH)

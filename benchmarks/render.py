@@ -29,6 +29,7 @@ Written by `make bench`, which runs every script of `benchmarks/` named here and
 Ratios are of two sides that took turns in one run: they are what carries over to another machine. Seconds do not.
 
 Not measured here: pytorch-metric-learning's default `k` at 60,000 samples (it asks for 29 GB), and anything on a GPU.
+A peer that was not installed when a benchmark ran (OML, kornia, OpenCV) has no row there; `make bench` installs them.
 """
 
 

@@ -8,7 +8,6 @@ this process could inherit threads in the midst of their work, or a GPU.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import gc
 import logging
 import multiprocessing
@@ -22,7 +21,6 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any
 
 import mlrc_lightning.torchvision_import  # noqa: F401
 
@@ -31,7 +29,8 @@ import torch
 from mlrc_lightning import errors
 from mlrc_lightning.config import register_resolvers
 from mlrc_lightning.errors import FoldError, MlrcError
-from mlrc_lightning.schema import TrialSettings
+from mlrc_lightning.records import as_json
+from mlrc_lightning.schema import TrialSettings, leaves
 from mlrc_lightning.stopping import STOP_SIGNALS, StopSignals, TrialStopped, exit_text
 
 log = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ TrainFold = Callable[[TrialSettings, int, Path, StopSignals], None]
 """Trains one fold of a trial in its folder; a function at the top of a module, which the process imports."""
 
 _POLL_SECONDS = 0.1
-_PRELOADED = ("mlrc_lightning", "pytorch_metric_learning", "torch")
+_PRELOADED = ("mlrc_lightning", "pytorch_metric_learning")
 """Packages whose modules the server of the processes imports."""
 _LONGEST = 10_000
 """Characters that are told of a failure's text, and of its traceback."""
@@ -141,18 +140,10 @@ def train_at_once(
 
 def _modules_of_targets(settings: TrialSettings) -> list[str]:
     """Modules that a fold would import when it is built or validated; the server passes over one that is missing."""
-    found = {"faiss"}
-    nodes: list[Any] = [dataclasses.asdict(settings)]
-    for node in nodes:
-        if isinstance(node, dict):
-            nodes.extend(node.values())
-            target = node.get("_target_")
-            # your own module may raise what it likes: to a fold it is a failure, to the server the end
-            if isinstance(target, str) and target.partition(".")[0] in _PRELOADED:
-                found.add(target.rpartition(".")[0])
-        elif isinstance(node, list | tuple):
-            nodes.extend(node)
-    return sorted(found)
+    classes = {str(value) for path, value in leaves(as_json(settings)) if path.endswith("._target_")}
+    # your own module may raise what it likes: to a fold it is a failure, to the server the end
+    ours = {name.rpartition(".")[0] for name in classes if name.partition(".")[0] in _PRELOADED}
+    return sorted({"faiss"} | ours)
 
 
 def _last_word(child: _Running) -> _Outcome | None:

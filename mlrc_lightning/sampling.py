@@ -138,8 +138,8 @@ class MPerClassBatches:
 def draw_for_each(random: np.random.Generator, sizes: NDArray[np.int64], number: int) -> NDArray[np.int64]:
     """Draws some numbers below each size, different ones where the size allows, for all sizes at once.
 
-    They are those of `random.choice(size, number, replace=size < number)`, one size after the other: Floyd's choice of
-    a set, and a shuffle of it. To ask for them one by one takes a sixth of a step that trains on features.
+    They are those of `random.choice(size, number, replace=size < number)`, size after size, for those up to 10,000:
+    Floyd's choice of a set, and a shuffle of it. To ask for them one by one takes a seventh of a step on features.
 
     Args:
         random: The next of its numbers are taken.

@@ -1,6 +1,7 @@
 """Folds of a trial at once: the figures of one after the other, and the same stops, failures and resumes."""
 
 import dataclasses
+import importlib
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ import torch
 
 from mlrc_lightning import fold_processes
 from mlrc_lightning.errors import ConfigError, FoldError, NonFiniteError
-from mlrc_lightning.fold_processes import _error, _last_word, _Outcome, _Running
+from mlrc_lightning.fold_processes import _error, _last_word, _modules_of_targets, _Outcome, _Running
 from mlrc_lightning.records import TrialRecord, read_json
 from mlrc_lightning.stopping import STOPPED, TrialStopped
 from mlrc_lightning.trial import run_trial
@@ -62,6 +63,14 @@ def test_folds_at_once_and_ranks_do_not_go_together(settings):
         settings("trainer=ddp", AT_ONCE)
     with pytest.raises(ConfigError, match=r"trainer\.parallel_folds=0: expected >= 1"):
         settings("trainer.parallel_folds=0")
+
+
+def test_the_server_imports_what_folds_will_need_and_no_module_of_your_own(settings):
+    found = _modules_of_targets(settings("loss=multi_similarity_miner", "split.splitter._target_=your.own.Splitter"))
+    assert {"faiss", "pytorch_metric_learning.losses", "pytorch_metric_learning.miners"} <= set(found)
+    assert not [name for name in found if name.startswith(("your", "torch"))]
+    for name in found:
+        importlib.import_module(name)
 
 
 def test_folds_at_once_are_the_same_trial(compose_config):

@@ -220,14 +220,15 @@ class SearchLock:
             try:
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                holder = _holder(descriptor)
-                os.close(descriptor)
                 if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    os.close(descriptor)
                     raise SweepError(
                         f"Cannot lock {self.path}: {error}. The file system must support locks (POSIX, "
                         "fcntl); "
                         "choose another `hydra.sweep.dir`."
                     ) from error
+                holder = _holder(descriptor)
+                os.close(descriptor)
                 raise SweepError(
                     f"A sweeper is already at work in {self.path.parent}: {holder}. Let it finish or end it, "
                     "or choose another `hydra.sweep.dir`."
