@@ -7,6 +7,8 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 TORCH_BACKEND ?= $(if $(strip $(UV_FIND_LINKS)),,auto)
 # Compiled once here: where PYTHONDONTWRITEBYTECODE is set, every process else compiles torch and Lightning for itself.
 UV_PIP  = $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python $(if $(TORCH_BACKEND),--torch-backend=$(TORCH_BACKEND)) -c constraints.txt
+# One process a core, at most four (tests/conftest.py says which tests do not run side by side); the ten slowest are named.
+PYTEST  = $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder --durations=10
 # Of `make bench`: names of scripts in benchmarks/; none for all
 BENCH ?=
 # Overrides of `make train`, for example ARGS="loss=triplet dataset=omniglot"
@@ -36,7 +38,7 @@ RUN_STUDY = trap 'kill -TERM $$study' HUP INT TERM; $(call STUDY,$(1)) $(DRY_RUN
 DRY_RUN = $(if $(findstring n,$(filter-out --%,$(firstword -$(MAKEFLAGS)))),--dry-run)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test check test-all test-hydra-next coverage bench bench-search clean tables demo demo-frozen report
+.PHONY: help train test check nightly test-all test-hydra-next coverage bench bench-search clean tables demo demo-frozen report
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / {n = split($$1, names, " "); for (i = 1; i < n; i++) printf "  make %s\n", names[i]; \
@@ -46,18 +48,22 @@ train: $(VENV)/.installed  ## Install, then train the default on the embedded gl
 	$(BIN)/python train.py $(ARGS)
 
 test: $(VENV)/.installed-test  ## Install the test extra, run the fast tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: $(VENV)/.installed-test  ## Lint and types: ruff, mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test-all: $(VENV)/.installed-test  ## All tests that this machine can run; the others say why not
-	$(BIN)/python -m pytest -m ""
+nightly: $(VENV)/.installed-test  ## Only the long variants of tests that .ci/run has in a short form (docs/testing.md)
+	@echo "Only the tests marked nightly; make test-all runs these and all others"
+	$(PYTEST) -m nightly
 
-coverage: $(VENV)/.installed-test  ## Line and branch coverage of all tests but those on real data
-	$(BIN)/python -m pytest -m "not real_data" --cov --cov-report=term
+test-all: $(VENV)/.installed-test  ## All tests that this machine can run; the others say why not
+	$(PYTEST) -m ""
+
+coverage: $(VENV)/.installed-test  ## Line and branch coverage of all tests but those on real data and the nightly ones
+	$(PYTEST) -m "not real_data and not nightly" --cov --cov-report=term
 
 bench: $(VENV)/.installed-test  ## All benchmarks beside their peers, into benchmarks/RESULTS.md (two hours; BENCH="metrics data" runs some)
 	$(UV_PIP) -e '.[benchmarks]'

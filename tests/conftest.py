@@ -26,8 +26,26 @@ REPOSITORY = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("MLRC_SHARED", REPOSITORY.parent / "shared"))
 
 
-def pytest_collection_modifyitems(items):
-    """Skips tests of real data, with the folder they looked in, where it is absent."""
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """Returns the processes of `-n auto`: one a core, at most four, since many tests start processes of their own."""
+    return min(4, len(os.sched_getaffinity(0)))
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(config, items):
+    """Groups the tests for several processes, and skips tests of real data where there is none.
+
+    A module is a group, so that its fixtures are made once. Real SLURM and tests that measure time are one group
+    (`alone`), which comes first: no two of them run at the same time, and the longest group does not begin last.
+    """
+    if hasattr(config, "workerinput"):
+        for item in items:
+            if item.get_closest_marker("slurm"):
+                item.add_marker(pytest.mark.xdist_group("alone"))
+            elif not item.get_closest_marker("xdist_group"):
+                item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+        items.sort(key=lambda item: item.get_closest_marker("xdist_group").args != ("alone",))
     if not (SHARED / "data").is_dir():
         for item in items:
             if item.get_closest_marker("real_data"):

@@ -11,6 +11,8 @@ from .datasets import layouts
 from .losses.cases import LOSSES
 
 NUM_CLASSES, NUM_IMAGES = 16, 4
+# of classes with weights of its own, of pairs with a learned margin for each class, of pairs with a miner
+EVERY_TIME = ("arcface", "margin_per_class", "multi_similarity_miner")
 
 
 @pytest.fixture
@@ -23,7 +25,9 @@ def birds(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    "loss", [pytest.param(loss, marks=() if loss in EVERY_TIME else pytest.mark.nightly) for loss in LOSSES]
+)
 def test_the_paper_s_configuration_trains_one_epoch_and_leaves_a_record(loss, birds, compose_config):
     """BN-Inception at 227 px, batch 32, the published optimum; an epoch of 2 batches, one fold, random weights."""
     cfg = compose_config(

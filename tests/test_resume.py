@@ -36,6 +36,10 @@ ROOT = Path(__file__).parents[1]
 ITERATIONS, EPOCHS, FOLDS = 5, 4, (0, 2)
 NUM_STEPS = ITERATIONS * EPOCHS * len(FOLDS)
 STOPS = sorted(random.Random(0).sample(range(NUM_STEPS), 30))
+# in an epoch, at the end of one that is validated and of one that is not, at the end of a fold and of the trial
+FAST_STOPS, SLOW_STOPS = (6, 23, 39), (2, 10, 19, 25, 31)
+# before the first checkpoint of either fold, and at the places of the stops
+KILLS = (2, 5, 8, 19, 22, 39)
 OVERRIDES = [
     f"schedule.iterations_per_epoch={ITERATIONS}", f"schedule.max_epochs={EPOCHS}", "schedule.save_interval=2",
     f"fold={list(FOLDS)}", "evaluation.baselines=false", "trunk.model.width=8", "scheduler=warmup", "batch_size=8",
@@ -111,9 +115,12 @@ def uninterrupted(whole, settings, tmp_path):
     return whole["record"], whole["files"]
 
 
-@pytest.mark.parametrize(
-    "step", [pytest.param(s, marks=() if s in (STOPS[4], STOPS[17], STOPS[29]) else pytest.mark.slow) for s in STOPS]
-)
+def marks(step, fast, slow):
+    """None for a step of the fast set; of the others, slow or nightly."""
+    return () if step in fast else pytest.mark.slow if step in slow else pytest.mark.nightly
+
+
+@pytest.mark.parametrize("step", [pytest.param(s, marks=marks(s, FAST_STOPS, SLOW_STOPS)) for s in STOPS])
 def test_a_trial_stopped_at_any_step_ends_as_the_whole_one(settings, tmp_path, at_step, whole, step):
     expected, files = uninterrupted(whole, settings, tmp_path)
     record, found = stopped_and_resumed(settings, tmp_path, at_step, step)
@@ -135,8 +142,7 @@ def test_other_random_numbers_would_be_seen(settings, tmp_path, at_step, whole, 
     assert stopped_and_resumed(settings, tmp_path, at_step, 13)[0] != expected
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("step", STOPS)
+@pytest.mark.parametrize("step", [pytest.param(s, marks=marks(s, (), KILLS)) for s in STOPS])
 def test_a_trial_killed_between_two_checkpoints_ends_as_the_whole_one(settings, tmp_path, whole, step):
     expected, files = uninterrupted(whole, settings, tmp_path)
     s, folder = noisy(settings, "trainer.checkpoint_every_n_iterations=3"), tmp_path / "killed"

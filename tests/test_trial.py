@@ -133,9 +133,19 @@ def test_more_folds_reuse_the_finished_ones(settings, folder):
     assert everything.test.concatenated is not None
 
 
-@pytest.mark.parametrize("kill_at", [(0, 1), (2, 2), (1, 3)], ids=lambda at: f"fold{at[0]}-epoch{at[1]}")
-@pytest.mark.parametrize("loss", ["arcface", "multi_similarity_miner"])
-def test_a_trial_killed_after_a_validation_ends_as_the_whole_one(settings, tmp_path, monkeypatch, kill_at, loss):
+@pytest.mark.parametrize(
+    ("loss", "kill_at"),
+    [
+        ("arcface", (2, 2)),
+        ("multi_similarity_miner", (1, 3)),
+        pytest.param("arcface", (0, 1), marks=pytest.mark.nightly),
+        pytest.param("arcface", (1, 3), marks=pytest.mark.nightly),
+        pytest.param("multi_similarity_miner", (0, 1), marks=pytest.mark.nightly),
+        pytest.param("multi_similarity_miner", (2, 2), marks=pytest.mark.nightly),
+    ],
+    ids=lambda value: value if isinstance(value, str) else f"fold{value[0]}-epoch{value[1]}",
+)
+def test_a_trial_killed_after_a_validation_ends_as_the_whole_one(settings, tmp_path, monkeypatch, loss, kill_at):
     s = settings(*QUICK, f"loss={loss}", "schedule.max_epochs=3")
     uninterrupted = run_trial(s, tmp_path / "whole")
     save = FoldCheckpoint._save_resume_state
