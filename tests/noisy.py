@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,7 +26,10 @@ class Noisy(nn.Module):
 
 
 class Failing(Noisy):
-    """Fails on rank 1 in its third call: raises, ends without a word, or is killed; `sleep`: is slow on all ranks."""
+    """Fails on rank 1 in its third call: raises, ends without a word, or is killed; `sleep`: is slow on all ranks.
+
+    It touches the file that FAILS_AT names before it fails.
+    """
 
     def __init__(self, how):
         super().__init__()
@@ -36,6 +40,7 @@ class Failing(Noisy):
         if self.how == "sleep":
             time.sleep(1.0)
         elif self.calls == 3 and os.environ["RANK"] == "1":
+            Path(os.environ["FAILS_AT"]).touch()
             if self.how == "raise":
                 raise ValueError("the third call")
             if self.how == "exit":
@@ -45,10 +50,20 @@ class Failing(Noisy):
 
 
 class Slow(Noisy):
-    """Takes a while for each step."""
+    """Is quick in the first epoch of a process, and takes a while for each step after it, of which it writes a line."""
+
+    calls = 0
+
+    def __init__(self, log, epoch):
+        super().__init__()
+        self.log, self.epoch = log, epoch
 
     def forward(self, embeddings, labels, indices=None):
-        time.sleep(0.3)
+        Slow.calls += 1
+        if Slow.calls > self.epoch:
+            with Path(self.log).open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            time.sleep(0.3)
         return super().forward(embeddings, labels, indices)
 
 

@@ -1,5 +1,6 @@
 """Folds of a trial at once: the figures of one after the other, and the same stops, failures and resumes."""
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from multiprocessing import Pipe
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from mlrc_lightning.records import TrialRecord, read_json
 from mlrc_lightning.stopping import STOPPED, TrialStopped
 from mlrc_lightning.trial import run_trial
 
+from .launchers.test_local import wait_for
 from .test_resume import files_of, noisy
 from .test_trial import without_times
 
@@ -133,10 +136,12 @@ def test_a_signal_stops_both_and_they_go_on_to_the_same_end(settings, tmp_path, 
 @pytest.mark.slow
 def test_a_signal_to_the_whole_group_costs_no_step(tmp_path):
     """As SLURM, a shell or a service manager sends it: to the folds, and to the server that forked them as well."""
+    epoch, steps = 40, tmp_path / "steps"
     command = [
         sys.executable, "train.py", "experiment=smoke", "trainer=cpu", AT_ONCE, "fold=[0,1]", "loss=triplet",
-        "loss.function._target_=tests.noisy.Slow", "~loss.function.margin", "evaluation.baselines=false",
-        "schedule.max_epochs=1000", "schedule.patience=null", "schedule.iterations_per_epoch=20",
+        "loss.function._target_=tests.noisy.Slow", "~loss.function.margin", f"+loss.function.log={steps}",
+        f"+loss.function.epoch={epoch}", "evaluation.baselines=false", "schedule.max_epochs=1000",
+        "schedule.patience=null", f"schedule.iterations_per_epoch={epoch}",
         f"output_root={tmp_path / 'out'}", f"data_root={tmp_path / 'data'}",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -145,13 +150,19 @@ def test_a_signal_to_the_whole_group_costs_no_step(tmp_path):
         training = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
-    deadline = time.monotonic() + 400
-    while len(list(tmp_path.rglob("latest.pt"))) < 2 and time.monotonic() < deadline:
+
+    def is_in_an_epoch():
         assert training.poll() is None, log.read_text()
-        time.sleep(0.05)
-    time.sleep(1.5)  # into the epoch after the checkpoint
+        has_saved = len(list(tmp_path.rglob("latest.pt"))) == 2
+        return (
+            has_saved
+            and steps.exists()
+            and any(3 < n % epoch < 30 for n in Counter(steps.read_text().split()).values())
+        )
+
+    wait_for(is_in_an_epoch, 400)
     os.killpg(training.pid, signal.SIGUSR1)
-    assert training.wait(timeout=150) == STOPPED, log.read_text()
+    assert training.wait(timeout=300) == STOPPED, log.read_text()
     positions = [torch.load(path, weights_only=True)["position"] for path in tmp_path.rglob("latest.pt")]
     assert len(positions) == 2
     assert any(batch > 0 for _, batch in positions), positions
@@ -193,6 +204,16 @@ def test_a_fold_that_fails_fails_the_trial_with_its_reason(settings, tmp_path):
     assert 1 not in [fold.fold for fold in record.folds]
 
 
+def processes_with(variable):
+    """Ids of the processes in whose environment a variable is."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if variable.encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
+
+
 @pytest.mark.slow
 def test_processes_end_with_a_killed_command_and_the_next_goes_on(tmp_path):
     command = [
@@ -200,18 +221,18 @@ def test_processes_end_with_a_killed_command_and_the_next_goes_on(tmp_path):
         "evaluation.baselines=false", "schedule.max_epochs=40", AT_ONCE,
         f"output_root={tmp_path / 'out'}", f"data_root={tmp_path / 'data'}",
     ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OF_TEST": str(tmp_path)}
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT, env=environment)
-    deadline = time.monotonic() + 300
-    while len(list(tmp_path.rglob("latest.pt"))) < 2 and time.monotonic() < deadline:
+
+    def both_have_saved():
         assert running.poll() is None
-        time.sleep(0.02)
+        return len(list(tmp_path.rglob("latest.pt"))) == 2
+
+    wait_for(both_have_saved, 400)
+    assert len(processes_with(f"OF_TEST={tmp_path}")) > 2
     running.kill()
     running.wait()
-    time.sleep(1.0)
-    states = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("latest.pt")}
-    time.sleep(2.0)
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("latest.pt")} == states, "a process lives on"
+    wait_for(lambda: not processes_with(f"OF_TEST={tmp_path}"))
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=400, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "goes on after epoch" in done.stdout + done.stderr

@@ -78,14 +78,14 @@ def test_a_trial_on_ranks_is_that_of_one_process(settings, tmp_path, num_ranks, 
     ("exit", "Rank 1 of 2 ended without a word: exit 3"),
     ("raise", "Rank 1 of 2 raised ValueError: the third call"),
 ])  # fmt: skip
-def test_a_rank_that_fails_ends_all_and_the_trial_with_its_reason(settings, tmp_path, how, reason):
+def test_a_rank_that_fails_ends_all_and_the_trial_with_its_reason(settings, tmp_path, monkeypatch, how, reason):
     s = settings(*QUICK, *CPU_RANKS, "schedule.max_epochs=200")
     function = {"_target_": "tests.noisy.Failing", "how": how}
     s = dataclasses.replace(s, loss=dataclasses.replace(s.loss, function=function))
-    began = time.monotonic()
+    monkeypatch.setenv("FAILS_AT", str(tmp_path / "fails"))
     with pytest.raises(RankError, match=reason):
         run_trial(s, tmp_path / "run")
-    assert time.monotonic() - began < 60, "with the start of the ranks"
+    assert time.time() - (tmp_path / "fails").stat().st_mtime < 60, "the others wait for it"
     assert not ranks_of(tmp_path / "run")
     record = read_json(tmp_path / "run" / "record.json", TrialRecord)
     assert (record.status, record.folds) == ("failed", ())
@@ -115,11 +115,10 @@ def test_ranks_end_with_a_parent_that_is_killed_and_stop_with_one_that_is_asked_
     assert len(ranks_of(folder)) == 2
     running.kill()
     running.wait()
-    assert gone(folder, 30)
+    assert gone(folder, 120)
     running, folder, command = started(tmp_path / "out", tmp_path / "data")
-    time.sleep(1.0)
     running.send_signal(signal.SIGTERM)
-    assert running.wait(timeout=60) == STOPPED
+    assert running.wait(timeout=300) == STOPPED
     assert gone(folder, 0)
     record = json.loads((folder / "record.json").read_text())
     assert record["failure"].startswith("TrialStopped: SIGTERM")

@@ -140,7 +140,7 @@ def test_ranks_in_local_workers_share_what_their_worker_has_and_end_with_it(tmp_
     os.kill(dead, signal.SIGKILL)
     killed = time.monotonic()
     while ranks_of(jobs["0"]):
-        assert time.monotonic() - killed < 60
+        assert time.monotonic() - killed < 120
         time.sleep(0.05)
     assert alive != dead
     assert search.wait(timeout=400) == 0, (tmp_path / "messages.txt").read_text()[-3000:]

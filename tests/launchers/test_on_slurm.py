@@ -27,9 +27,9 @@ def test_a_cancelled_job_is_a_cancelled_job(make_launcher: Callable[..., Launche
     found = []
     thread = threading.Thread(target=lambda: found.extend(launcher.launch([["behaviour=sleep"]], 0)))
     thread.start()
-    wait_for(lambda: (tmp_path / "out/0/runs.txt").exists(), 60)
+    wait_for(lambda: (tmp_path / "out/0/runs.txt").exists())
     assert slurm_command(["cancel", str(tmp_path)]) == 0
-    thread.join(60)
+    thread.join()
     assert error_of(found[0]).state == "CANCELLED"  # type: ignore[attr-defined]
 
 

@@ -32,6 +32,7 @@ pytest.importorskip("submitit")
 
 QUICK = ("hydra.launcher.poll_seconds=0.1", "hydra.launcher.settle_seconds=0.8")
 AT_ONCE = "hydra.launcher.settle_seconds=0.1"
+SETTLED = 4.0  # seconds after which an end of another `settle_seconds`, one less, counts
 LOST_NODE = {"state": "NODE_FAIL", "reason": "NodeDown"}
 NO_CONTROLLER = {"stderr": "slurm_load_jobs error: Unable to contact slurm controller (connect failure)", "status": 1}
 Make = Callable[..., Any]
@@ -175,18 +176,25 @@ def test_one_answer_is_no_end_however_seldom_the_controller_is_asked(
 
 
 @runs_jobs
-def test_a_preempted_job_that_is_requeued_has_not_failed(make: Make, fake_slurm: FakeSlurm, tmp_path: Path) -> None:
+def test_a_preempted_job_that_is_requeued_has_not_failed(
+    make: Make, fake_slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_slurm.answer(job_1={"state": "PREEMPTED"})
 
+    seen = []
+    real = _cluster._squeue
+    monkeypatch.setattr(_cluster, "_squeue", lambda ids: seen.append(answer := real(ids)) or answer)
+
     def requeue() -> None:
-        time.sleep(0.5)  # within settle_seconds
-        fake_slurm.answer(job_1={"state": "PENDING", "reason": "BeginTime"})
-        time.sleep(1.2)  # well beyond
+        wait_for(lambda: any("PREEMPTED" in str(answer) for answer in seen))
+        fake_slurm.answer(job_1={"state": "PENDING", "reason": "BeginTime"})  # within settle_seconds
+        time.sleep(SETTLED)
         fake_slurm.answer()
+        (tmp_path / "out/told.txt").touch()
 
     thread = threading.Thread(target=requeue)
     thread.start()
-    returned = make().launch([["behaviour=sleep", "seconds=2.5"]], 0)[0]
+    returned = make(f"hydra.launcher.settle_seconds={SETTLED - 1}").launch([["behaviour=until_told"]], 0)[0]
     thread.join()
     assert returned.status == JobStatus.COMPLETED
     assert len((tmp_path / "out/0/runs.txt").read_text().splitlines()) == 1
@@ -241,7 +249,7 @@ def test_a_failure_counts_only_once_slurm_is_done_with_the_job(make: Make, hold:
     time.sleep(0.5)
     assert thread.is_alive()
     leave_result(tmp_path, JobReturn(status=JobStatus.COMPLETED, _return_value=7))
-    thread.join(10)
+    thread.join()
     assert found[0].return_value == 7
 
 
@@ -267,24 +275,32 @@ def test_a_held_job_is_waited_for_and_said_to_be_held(
     make: Make, hold: Make, fake_slurm: FakeSlurm, caplog: pytest.LogCaptureFixture
 ) -> None:
     hold(job_1={"state": "PENDING", "reason": "launch failed requeued held"})
+
+    def lose() -> None:
+        wait_for(lambda: "it waits until somebody releases it (scontrol release 1)" in caplog.text)
+        hold(job_1=LOST_NODE)
+
     with caplog.at_level(logging.WARNING):
-        threading.Timer(1.5, lambda: hold(job_1=LOST_NODE)).start()
+        thread = threading.Thread(target=lose)
+        thread.start()
         make().launch([[]], 0)
+        thread.join()
     assert "it waits until somebody releases it (scontrol release 1)" in caplog.text
 
 
 @runs_jobs
-def test_one_question_serves_all_jobs(make: Make, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_question_serves_all_jobs(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     real = _cluster._squeue
     monkeypatch.setattr(_cluster, "_squeue", lambda ids: asked.append(list(ids)) or real(ids))
     launcher = make("hydra.launcher.poll_seconds=60")
     threads = [
-        threading.Thread(target=launcher.launch, args=([["behaviour=sleep", "seconds=1.5"]], number))
-        for number in range(3)
+        threading.Thread(target=launcher.launch, args=([["behaviour=until_told"]], number)) for number in range(3)
     ]
     for thread in threads:
         thread.start()
+    wait_for(lambda: len(asked) == 3)
+    (tmp_path / "out/told.txt").touch()
     for thread in threads:
         thread.join()
     # a job new to the launcher is asked for at once, together with the others
@@ -430,15 +446,18 @@ def test_a_job_under_way_with_other_settings_is_not_taken_for_this_one(make: Mak
 @runs_jobs
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGHUP])  # SIGHUP: the SSH session is closed
 def test_a_killed_driver_finds_its_jobs_again(app: App, fake_slurm: FakeSlurm, by: signal.Signals) -> None:
-    # long enough for a second driver to start on a busy machine before the jobs have ended
-    command = ("hydra/launcher=mlrc_slurm", *QUICK, "x=1,2", "behaviour=sleep", "seconds=15")
+    command = ("hydra/launcher=mlrc_slurm", *QUICK, "x=1,2", "behaviour=until_told")
     process = app.start(*command)
     wait_for(lambda: len(app.runs(0)) == len(app.runs(1)) == 1)
     process.send_signal(by)
     process.communicate()
     assert process.returncode == -by
-    output = app(*command)
-    assert "#0 : SLURM job 1 of" in output
+    again = app.start(*command)
+    assert again.stdout is not None
+    assert any("#0 : SLURM job 1 of" in line for line in again.stdout)  # reads up to that line
+    (app.folder / "out/told.txt").touch()
+    output, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, output
     assert len(fake_slurm.jobs) == 2
     assert len(app.runs(0)) == len(app.runs(1)) == 1
 
@@ -504,7 +523,7 @@ def ledger_of(app: App, type_: str) -> list[dict[str, Any]]:
 def test_a_disk_that_fills_up_ends_the_search_which_then_goes_on(app: App, fake_slurm: FakeSlurm) -> None:
     command = (*GRID, "behaviour=sleep", "seconds=1", "x=int(interval(1,9))")
     process = app.start(*command)
-    wait_for(lambda: len(ledger_of(app, "result")) >= 2, 120)
+    wait_for(lambda: len(ledger_of(app, "result")) >= 2)
     # the next record is written in part, as where the disk has no room for the rest of it
     limit = (app.folder / "out/ledger.jsonl").stat().st_size + 20
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
@@ -522,7 +541,7 @@ def test_a_search_killed_twice_loses_nothing_and_runs_nothing_twice(app: App, fa
     command = (*GRID, "behaviour=kill_first", "x=int(interval(1,9))")
     for stop in (2, 5):
         process = app.start(*command)
-        wait_for(lambda stop=stop: len(ledger_of(app, "result")) >= stop, 120)
+        wait_for(lambda stop=stop: len(ledger_of(app, "result")) >= stop)
         process.send_signal(signal.SIGKILL)
         process.communicate()
     app(*command)
@@ -566,11 +585,11 @@ def test_a_job_at_its_time_limit_is_submitted_anew_under_its_number(
         os.killpg(fake_slurm.jobs[job_id - 1]["pid"], signal.SIGKILL)
         fake_slurm.answer(**{f"job_{number}": {"state": "TIMEOUT"} for number in range(1, job_id + 1)})
 
-    wait_for(lambda: (app.folder / "out/0/resumed.txt").exists(), 120)
+    wait_for(lambda: (app.folder / "out/0/resumed.txt").exists())
     if is_killed:
         # between the record of the failure and that of the retry there is no room for a kill; the file tells the same
         end_job(1)
-        wait_for(lambda: bool(ledger_of(app, "job_failed")), 120)
+        wait_for(lambda: bool(ledger_of(app, "job_failed")))
         process.kill()
         process.communicate()
         lines = (app.folder / "out/ledger.jsonl").read_text().splitlines(keepends=True)
@@ -579,7 +598,7 @@ def test_a_job_at_its_time_limit_is_submitted_anew_under_its_number(
         process = app.start(*command)
     else:
         end_job(1)
-    wait_for(lambda: (app.folder / "out/1/resumed.txt").exists(), 120)  # the second trial's, which sleeps
+    wait_for(lambda: (app.folder / "out/1/resumed.txt").exists())  # the second trial's, which sleeps
     assert [p["state"] for p in ledger_of(app, "job_failed")] == ["TIMEOUT"]
     first = [(p["job"], p["attempt"], p["resumed"]) for p in ledger_of(app, "started") if p["trial"] == 0]
     assert first == [(0, 0, False), (0, 1, False)]

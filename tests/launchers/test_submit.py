@@ -114,7 +114,7 @@ def test_jobs_of_a_search_are_listed_and_cancelled(
     assert capsys.readouterr().out.strip().endswith("SLURM job 1  RUNNING, now cancelled")
     file.write_text(content)
     fake_slurm.answer(hold=True, job_1={"state": "CANCELLED"}, job_2={"state": "TIMEOUT"})
-    thread.join(20)
+    thread.join()
     assert [error_of(job).state for job in found] == ["CANCELLED", "TIMEOUT"]  # type: ignore[attr-defined]
     fake_slurm.answer(squeue={"stderr": "slurm_load_jobs error: Unable to contact slurm controller", "status": 1})
     assert slurm_command(["jobs", str(tmp_path)]) == 2

@@ -64,10 +64,10 @@ def test_trials_on_ranks_are_preempted_go_on_and_fail_alone(tmp_path: Path) -> N
     def state_of(job_id: str) -> str:
         return said("squeue", "--noheader", "--format=%T", "--states=all", f"--jobs={job_id}").strip()
 
-    wait_for(lambda: state_of(urgent.strip()) == "COMPLETED", 120)
+    wait_for(lambda: state_of(urgent.strip()) == "COMPLETED")
     assert not any(ranks_of(folder) for folder in jobs.values()), "ranks outlived their job"
     for job_id in ids.values():
-        wait_for(lambda job_id=job_id: state_of(job_id) == "PENDING", 60)
+        wait_for(lambda job_id=job_id: state_of(job_id) == "PENDING")
         said("scontrol", "update", f"JobId={job_id}", "StartTime=now")  # else SLURM waits for two minutes
     wait_for(lambda: all(len(ranks_of(folder)) == 2 for folder in jobs.values()), 300)
     before = time.time()
@@ -132,4 +132,4 @@ def test_a_table_submitted_as_a_job_has_its_training_done_in_jobs(
             shown = said("scontrol", "--oneliner", "show", "job", job_id)
             return all(word in shown for word in wanted)
 
-        wait_for(has_ended, 60)
+        wait_for(has_ended)

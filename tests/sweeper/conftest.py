@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,13 @@ import pytest
 
 APP = Path(__file__).parent / "app" / "task.py"
 ROOT = Path(__file__).parents[2]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 300.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
 
 
 class Sweep:
@@ -48,6 +56,17 @@ class Sweep:
             text=True,
             **options,
         )
+
+    def wait_for(self, type_: str, count: int, process: subprocess.Popen[str], directory: str = "out/d1/a") -> None:
+        """Returns once the ledger holds so many records of a kind."""
+        ledger = self.folder / directory / "ledger.jsonl"
+
+        def is_there() -> bool:
+            if process.poll() is not None:
+                pytest.fail(f"it ended before its {count} records '{type_}': {process.communicate()[0][-3000:]}")
+            return ledger.exists() and ledger.read_text().count(f'"type":"{type_}"') >= count
+
+        wait_until(is_there)
 
     def records(self, directory: str = "out/d1/a") -> list[dict[str, Any]]:
         lines = (self.folder / directory / "ledger.jsonl").read_text().splitlines()

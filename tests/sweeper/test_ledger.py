@@ -2,10 +2,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from hydra_plugins.mlrc_ax_sweeper import _ledger
 from hydra_plugins.mlrc_ax_sweeper._errors import SweepError
 from hydra_plugins.mlrc_ax_sweeper._ledger import DamagedLedgerError, Ledger, SearchLock, read, repair
 
@@ -139,13 +142,15 @@ descriptor = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
 fcntl.lockf(descriptor, fcntl.LOCK_EX)
 print("held", flush=True)
 sys.stdin.readline()
-time.sleep(0.2)
 os.pwrite(descriptor, b'{"host": "node7", "pid": 42, "since": "2020-02-02"}', 0)
+print("said", flush=True)
 time.sleep(60)
 """
 
 
-def test_a_holder_that_has_not_yet_written_its_name_is_given_the_time_to(tmp_path: Path) -> None:
+def test_a_holder_that_has_not_yet_written_its_name_is_given_the_time_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = [sys.executable, "-c", HOLD_AND_SAY_LATER, str(tmp_path / "search.lock")]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as holder:
@@ -156,8 +161,16 @@ def test_a_holder_that_has_not_yet_written_its_name_is_given_the_time_to(tmp_pat
             # silent as long as it pleases, it does not hold up the refusal
             with pytest.raises(SweepError, match="it has not said on which host"), SearchLock(tmp_path):
                 pass
-            holder.stdin.write("say\n")
-            holder.stdin.flush()
+
+            def say(seconds: float) -> None:
+                """While it is waited for, the holder writes its name."""
+                assert holder.stdin is not None
+                assert holder.stdout is not None
+                holder.stdin.write("say\n")
+                holder.stdin.flush()
+                assert holder.stdout.readline() == "said\n"
+
+            monkeypatch.setattr(_ledger, "time", SimpleNamespace(monotonic=time.monotonic, sleep=say))
             with pytest.raises(SweepError, match="host node7, pid 42, since 2020-02-02"), SearchLock(tmp_path):
                 pass
         finally:

@@ -4,12 +4,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from omegaconf import OmegaConf
 
-from .conftest import Sweep
+from .conftest import Sweep, wait_until
 
 
 def grid(*more: str) -> tuple[str, ...]:
@@ -324,7 +323,7 @@ def test_params_may_come_from_a_resolver_that_returns_a_plain_dict(sweep: Sweep)
 def test_of_several_sweepers_started_at_once_exactly_one_runs(sweep: Sweep, number: int) -> None:
     arguments = grid("hydra.sweeper.ax_config.max_trials=6", "behaviour=slow", "log=jobs.txt")
     processes = [sweep.start(*arguments) for _ in range(number)]
-    outputs = [process.communicate(timeout=100)[0] for process in processes]
+    outputs = [process.communicate(timeout=500)[0] for process in processes]
     codes = [process.returncode for process in processes]
     refused = [output for output, code in zip(outputs, codes, strict=True) if code != 0]
     # a sweeper that comes after the first has finished finds a finished search
@@ -336,12 +335,10 @@ def test_of_several_sweepers_started_at_once_exactly_one_runs(sweep: Sweep, numb
 
 
 def test_an_interrupted_job_is_run_again_under_its_number(sweep: Sweep) -> None:
-    arguments = grid("hydra.sweeper.ax_config.max_trials=4", "behaviour=slow")
+    arguments = grid("hydra.sweeper.ax_config.max_trials=4", "behaviour=hang_at_1")
     process = sweep.start(*arguments)
-    ledger = sweep.folder / "out/d1/a/ledger.jsonl"
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and (not ledger.exists() or ledger.read_text().count('"started"') < 2):
-        time.sleep(0.02)
+    sweep.wait_for("started", 2, process)
+    wait_until((sweep.folder / "out/d1/a/1/hung.txt").exists)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     before = sweep.proposals()

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import hydra
@@ -19,6 +20,14 @@ class AwkwardError(Exception):
 
     def __init__(self, what: str, where: str) -> None:
         super().__init__(f"{what} at {where}")
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 300
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError("waited in vain")
+        time.sleep(0.02)
 
 
 def stop(folder: Path, number: int) -> None:
@@ -45,6 +54,11 @@ def run(cfg: DictConfig) -> object:
     elif behaviour == "sleep_once" and not (folder / "resumed.txt").exists():
         (folder / "resumed.txt").write_text("")
         time.sleep(cfg.seconds)
+    elif behaviour == "meet":  # lasts until a second job has begun
+        (folder / "here.txt").touch()
+        wait_until(lambda: len(list(folder.parent.glob("*/here.txt"))) > 1)
+    elif behaviour == "until_told":
+        wait_until((folder.parent / "told.txt").exists)
     elif behaviour == "raise":
         raise ValueError("no luck")
     elif behaviour == "awkward":
