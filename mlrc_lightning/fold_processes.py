@@ -25,6 +25,7 @@ from pathlib import Path
 import mlrc_lightning.torchvision_import  # noqa: F401
 
 import torch
+from hydra.utils import get_class
 
 from mlrc_lightning import errors
 from mlrc_lightning.config import register_resolvers
@@ -142,8 +143,15 @@ def _modules_of_targets(settings: TrialSettings) -> list[str]:
     """Modules that a fold would import when it is built or validated; the server passes over one that is missing."""
     classes = {str(value) for path, value in leaves(as_json(settings)) if path.endswith("._target_")}
     # your own module may raise what it likes: to a fold it is a failure, to the server the end
-    ours = {name.rpartition(".")[0] for name in classes if name.partition(".")[0] in _PRELOADED}
+    ours = {_module_of(name) for name in classes if name.partition(".")[0] in _PRELOADED}
     return sorted({"faiss"} | ours)
+
+
+def _module_of(name: str) -> str:
+    try:
+        return str(get_class(name).__module__)
+    except Exception:  # a misspelt class is reported by the fold that builds it
+        return name.rpartition(".")[0]
 
 
 def _last_word(child: _Running) -> _Outcome | None:

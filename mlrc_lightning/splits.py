@@ -111,7 +111,7 @@ class Splitter(Protocol):
         ...
 
 
-class MlrcSplit:
+class MLRCSplit:
     """The paper's: the second half of the classes is test, the first is cut into cyclic train and val ranges.
 
     Args:

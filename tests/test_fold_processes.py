@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from pytorch_metric_learning import losses
 
-from mlrc_lightning import fold_processes
+from mlrc_lightning import data, fold_processes, models
 from mlrc_lightning.errors import ConfigError, FoldError, NonFiniteError
 from mlrc_lightning.fold_processes import _error, _last_word, _modules_of_targets, _Outcome, _Running
 from mlrc_lightning.records import TrialRecord, read_json
@@ -70,7 +71,8 @@ def test_folds_at_once_and_ranks_do_not_go_together(settings):
 
 def test_the_server_imports_what_folds_will_need_and_no_module_of_your_own(settings):
     found = _modules_of_targets(settings("loss=multi_similarity_miner", "split.splitter._target_=your.own.Splitter"))
-    assert {"faiss", "pytorch_metric_learning.losses", "pytorch_metric_learning.miners"} <= set(found)
+    needed = (data.Glyphs, data.MPerClassBatches, models.SmallCNN, losses.MultiSimilarityLoss)
+    assert {"faiss", *(of_a_fold.__module__ for of_a_fold in needed)} <= set(found)
     assert not [name for name in found if name.startswith(("your", "torch"))]
     for name in found:
         importlib.import_module(name)

@@ -8,7 +8,7 @@ from mlrc_lightning.splits import (
     ClassDisjointSplit,
     ClosedSetSplit,
     FoldSplit,
-    MlrcSplit,
+    MLRCSplit,
     PredefinedSplit,
     checked_folds,
     mlrc_classes,
@@ -144,7 +144,7 @@ def test_queries_are_some_of_the_test_images(queries):
 @pytest.mark.parametrize("num_folds", [2, 4, 5])
 def test_the_mlrc_splitter_gives_the_images_of_the_mlrc_classes(num_folds):
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(23, dtype=np.int64), 3))
-    folds = checked_folds(MlrcSplit(num_folds).folds(labels), num_folds)
+    folds = checked_folds(MLRCSplit(num_folds).folds(labels), num_folds)
     for fold in folds:
         classes = mlrc_classes(23, fold.fold, num_folds)
         for name in ("train", "val", "test"):
@@ -285,7 +285,7 @@ def test_a_dataset_without_a_usable_split_of_its_own_is_refused(own_split, messa
 @pytest.mark.parametrize(
     ("splitter", "message"),
     [
-        (lambda: MlrcSplit(1), "split.num_folds=1: expected at least 2"),
+        (lambda: MLRCSplit(1), "split.num_folds=1: expected at least 2"),
         (lambda: ClassDisjointSplit(4, 0.5, 1.0), "split.splitter.test_size=1.0: expected a fraction between"),
         (lambda: ClassDisjointSplit(4, 50, 0.5), "split.splitter.test_start=50: expected a fraction"),
         (lambda: ClosedSetSplit(4, 0, 0), "split.splitter.test_size=0: expected a fraction between"),

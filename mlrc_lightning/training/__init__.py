@@ -1,0 +1,10 @@
+"""What trains a model. Below are the addresses of classes in `conf/`."""
+
+from mlrc_lightning._lazy import lazy_names
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "..losses": ("ProxyNCALoss", "SoftTripleLoss"),
+    },
+)
