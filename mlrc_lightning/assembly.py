@@ -32,7 +32,7 @@ from mlrc_lightning.config import is_the_papers_split
 from mlrc_lightning.datamodule import FoldDataModule, Pixels, ResidentPixels
 from mlrc_lightning.datasets.cache import CachedImages, Half, ResizedImages, cached_images, uncached_images
 from mlrc_lightning.datasets.images import LabeledImages, check_classes
-from mlrc_lightning.distributed import world_size
+from mlrc_lightning.distributed import is_distributed, world_size
 from mlrc_lightning.errors import ConfigError, DiskFullError, MlrcError
 from mlrc_lightning.features import CachedFeatures, cached_features
 from mlrc_lightning.model_folder import file_digest
@@ -339,7 +339,7 @@ def build_trainer(settings: TrialSettings, folder: Path, **arguments: Any) -> pl
     warnings.filterwarnings("ignore", message=".*broadcast_buffers. is deprecated.*")  # torch 2.13; older have no other
     hardware = settings.trainer
     strategy: str | DDPStrategy = "auto"
-    if world_size() > 1:
+    if is_distributed():
         # the process group is there already. No buffers are exchanged: the only ones that change are BatchNorm's, which
         # is frozen; and a rank with fewer batches to validate would wait. A batch without pairs leaves loss
         # parameters without gradient.

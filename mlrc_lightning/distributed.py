@@ -42,14 +42,19 @@ def join(store: Store, number: int, num_ranks: int, device: torch.device, timeou
     dist.init_process_group(backend, store=store, rank=number, world_size=num_ranks, timeout=timeout)
 
 
+def is_distributed() -> bool:
+    """Returns whether this process is one of the ranks of a trial; a group may have one rank only."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def rank() -> int:
     """Returns the number of this process among the ranks of a trial; 0 where it is the only one."""
-    return dist.get_rank() if _is_distributed() else 0
+    return dist.get_rank() if is_distributed() else 0
 
 
 def world_size() -> int:
     """Returns the number of ranks; 1 where this process is alone."""
-    return dist.get_world_size() if _is_distributed() else 1
+    return dist.get_world_size() if is_distributed() else 1
 
 
 def part_sizes(num_rows: int, num_ranks: int) -> list[int]:
@@ -92,7 +97,7 @@ def gather_rows(part: Tensor, num_rows: int) -> Tensor:
     Returns:
         (num_rows, …); `part` itself where this process is alone.
     """
-    if world_size() == 1:
+    if not is_distributed():
         return part
     gathered: Tensor = _GatherRows.apply(part, part_sizes(num_rows, world_size()))  # type: ignore[no-untyped-call]
     return gathered
@@ -108,7 +113,7 @@ def gather_in_order(rows: Tensor, positions: Tensor) -> Tensor:
     Returns:
         (N, …), the same on every rank; `rows` itself where this process is alone.
     """
-    if world_size() == 1:
+    if not is_distributed():
         return rows
     sizes = [torch.empty(1, dtype=torch.int64, device=rows.device) for _ in range(world_size())]
     dist.all_gather(sizes, torch.tensor([len(rows)], device=rows.device))
@@ -122,7 +127,7 @@ def gather_in_order(rows: Tensor, positions: Tensor) -> Tensor:
 
 def of_rank_zero(value: T) -> T:
     """Returns rank 0's value on every rank, so that all decide alike; a collective."""
-    if world_size() == 1:
+    if not is_distributed():
         return value
     box: list[Any] = [value]
     dist.broadcast_object_list(box, src=0, device=_CPU)
@@ -132,7 +137,7 @@ def of_rank_zero(value: T) -> T:
 
 def largest(value: int) -> int:
     """Returns the largest of the ranks' values; a collective of a few microseconds that waits for no GPU."""
-    if world_size() == 1:
+    if not is_distributed():
         return value
     found = torch.tensor([value], dtype=torch.int64)
     dist.all_reduce(found, op=dist.ReduceOp.MAX)
@@ -164,7 +169,3 @@ def _gather_parts(part: Tensor, sizes: list[int]) -> list[Tensor]:
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
     return [rows[:size] for rows, size in zip(parts, sizes, strict=True)]
-
-
-def _is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from mlrc_lightning.config import register_resolvers
 from mlrc_lightning.distributed import (
     gather_in_order,
     gather_rows,
+    join,
     largest,
     of_rank_zero,
     own_blocks,
@@ -216,3 +218,22 @@ def test_a_process_alone_gathers_nothing():
     assert own_blocks(3) == [0, 1, 2]
     assert gather_in_order(rows, torch.tensor([4, 3, 2, 1, 0])) is rows
     assert (largest(7), of_rank_zero("mine")) == (7, "mine")
+
+
+def test_a_group_of_one_rank_uses_its_collectives(monkeypatch):
+    gathered, all_gather = [], dist.all_gather
+    monkeypatch.setattr(dist, "all_gather", lambda parts, part: (gathered.append(len(part)), all_gather(parts, part)))
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    join(dist.HashStore(), 0, 1, torch.device("cpu"), timedelta(seconds=60))
+    try:
+        rows = torch.randn(5, 3, requires_grad=True)
+        whole = gather_rows(rows, 5)
+        (whole * torch.arange(15.0).view(5, 3)).sum().backward()
+        order = gather_in_order(rows, torch.tensor([4, 3, 2, 1, 0]))
+        assert (largest(7), of_rank_zero("mine")) == (7, "mine")
+    finally:
+        dist.destroy_process_group()
+    assert gathered == [5, 1, 5, 5], "the rows; their number, positions and values"
+    assert torch.equal(whole, rows)
+    assert torch.equal(rows.grad, torch.arange(15.0).view(5, 3))
+    assert torch.equal(order, rows.flip(0))
