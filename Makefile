@@ -38,7 +38,7 @@ RUN_STUDY = trap 'kill -TERM $$study' HUP INT TERM; $(call STUDY,$(1)) $(DRY_RUN
 DRY_RUN = $(if $(findstring n,$(filter-out --%,$(firstword -$(MAKEFLAGS)))),--dry-run)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test check nightly test-all test-hydra-next coverage bench bench-search clean tables demo demo-frozen report
+.PHONY: help train test check nightly test-all test-hydra-next coverage bench bench-search gpu-wheels clean tables demo demo-frozen report
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / {n = split($$1, names, " "); for (i = 1; i < n; i++) printf "  make %s\n", names[i]; \
@@ -76,6 +76,9 @@ bench-search: $(VENV)/.installed-test  ## Search quality against Ax itself, Optu
 	$(BIN)/python benchmarks/search_quality.py race
 	$(BIN)/python benchmarks/search_quality.py report
 	$(BIN)/python benchmarks/sweeper_overhead.py
+
+gpu-wheels: $(VENV)/.installed-test  ## What benchmarks/gpu_check.py needs on a GPU machine without a network, into dist/gpu_wheels: docs/gpu_check.md
+	$(BIN)/python benchmarks/gpu_wheels.py
 
 test-hydra-next: | $(BIN)/uv  ## The sweeper's fast tests on the newest pre-release of Hydra 1.4, in an environment of its own
 	test -x $(VENV)-hydra-next/bin/python || $(PYTHON) -m venv $(VENV)-hydra-next

@@ -25,6 +25,7 @@ from mlrc_lightning.environment import environment
 
 RUNS = {"metrics": [["--threads", "1"], ["--threads", "2", "--sizes", "14888", "60000"]]}
 """Arguments of each run of a benchmark; one without any where nothing is said."""
+HERE = [name for name in render.BENCHMARKS if name not in render.ON_ANOTHER_MACHINE]
 FURTHER_PACKAGES = ("hydra-joblib-launcher", "optuna", "opencv-python-headless", "kornia", "open-metric-learning")
 """Peers and options that `environment` does not know."""
 
@@ -52,14 +53,27 @@ def run(name: str, scripts: Path, runs: list[list[str]]) -> dict[str, Any]:
             else:
                 reason = _last_line(done.stdout) or "it wrote no figures"
     load.append(os.getloadavg()[0])
-    known = environment()
     return {
         "rows": rows,
         "reason": reason,
         "failed": failed,
+        **circumstances([" ".join(arguments) for arguments in runs if arguments], load, time.monotonic() - began),
+    }
+
+
+def circumstances(arguments: list[str], load: list[float], seconds: float) -> dict[str, Any]:
+    """Returns what figures depend on: date, machine, packages, code.
+
+    Args:
+        arguments: Words of each command line.
+        load: The machine's load when the measurement began and when it ended.
+        seconds: Length of the measurement.
+    """
+    known = environment()
+    return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "seconds": round(time.monotonic() - began),
-        "arguments": [" ".join(arguments) for arguments in runs if arguments],
+        "seconds": round(seconds),
+        "arguments": arguments,
         "load": [round(value, 2) for value in load],
         "machine": {
             "processor": known["processor"],
@@ -98,17 +112,17 @@ def _last_line(text: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(render.BENCHMARKS)}; by default all")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(HERE)}; by default all")
     parser.add_argument("--results", type=Path, default=render.RESULTS, help="where figures are kept")
     parser.add_argument("--page", type=Path, default=render.PAGE)
     parser.add_argument("--scripts", type=Path, default=Path(__file__).parent, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    unknown = sorted(set(arguments.names) - render.BENCHMARKS.keys())
+    unknown = sorted(set(arguments.names) - set(HERE))
     if unknown:
-        parser.error(f"{unknown[0]}: expected one of {', '.join(render.BENCHMARKS)}")
+        parser.error(f"{unknown[0]}: expected one of {', '.join(HERE)}")
     arguments.results.mkdir(parents=True, exist_ok=True)
     failed = []
-    for name in arguments.names or render.BENCHMARKS:
+    for name in arguments.names or HERE:
         if not (arguments.scripts / f"{name}.py").exists():
             print(f"{name}: there is no such script", flush=True)
             continue

@@ -129,7 +129,9 @@ def our_batches(side: str, folder: Path) -> Any:
         yield tuple(ready[0]) if isinstance(ready[0], Crops) else ready[0]
 
 
-def our_datamodule(folder: Path, augmentation: str, is_resident: bool, num_workers: int = 0) -> Any:
+def our_datamodule(
+    folder: Path, augmentation: str, is_resident: bool, num_workers: int = 0, batch_size: int = BATCH, crop: int = CROP
+) -> Any:
     """Returns the photos as our training reads them, in order, each a class of its own."""
     import numpy as np
 
@@ -146,10 +148,10 @@ def our_datamodule(folder: Path, augmentation: str, is_resident: bool, num_worke
             self._indices = indices
 
         def batch(self, number: int) -> Any:
-            return self._indices[np.arange(number * BATCH, (number + 1) * BATCH) % len(self._indices)]
+            return self._indices[np.arange(number * batch_size, (number + 1) * batch_size) % len(self._indices)]
 
     return FoldDataModule(
-        Pixels(cache, images.labels), split, TrainTransform(CROP, SCALE, RATIO, FLIP), InOrder, 10**6, BATCH, 0,
+        Pixels(cache, images.labels), split, TrainTransform(crop, SCALE, RATIO, FLIP), InOrder, 10**6, batch_size, 0,
         num_workers, augmentation=augmentation, resident=ResidentPixels(cache) if is_resident else None,
     )  # fmt: skip
 

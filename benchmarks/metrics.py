@@ -67,10 +67,10 @@ def ours(embeddings: Any, labels: Any) -> list[float]:
     return list(retrieval_metrics(embeddings, labels).as_dict().values())
 
 
-def pml(embeddings: Any, labels: Any, k: Any = "max_bin_count") -> list[float]:
+def pml(embeddings: Any, labels: Any, k: Any = "max_bin_count", knn: Any = None) -> list[float]:
     from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
-    calculator = AccuracyCalculator(include=NAMES, k=k, device=embeddings.device)
+    calculator = AccuracyCalculator(include=NAMES, k=k, device=embeddings.device, knn_func=knn)
     found = calculator.get_accuracy(embeddings, labels)
     return [float(found[name]) for name in NAMES]
 

@@ -17,8 +17,11 @@ BENCHMARKS = {
     "end_to_end": "End to end",
     "folds": "Folds at once",
     "frozen_search": "A search with a frozen trunk",
+    "gpu_check": "On a GPU",
 }
 """In the order of the page; each is a script beside this file."""
+ON_ANOTHER_MACHINE = ("gpu_check",)
+"""Benchmarks that `bench.py` does not run; their figures are copied to `benchmarks/results/`."""
 RESULTS = Path("benchmarks/results")
 PAGE = Path("benchmarks/RESULTS.md")
 HEADING = """# Benchmarks
@@ -28,7 +31,8 @@ Written by `make bench`, which runs every script of `benchmarks/` named here and
 
 Ratios are of two sides that took turns in one run: they are what carries over to another machine. Seconds do not.
 
-Not measured here: pytorch-metric-learning's default `k` at 60,000 samples (it asks for 29 GB), and anything on a GPU.
+Not measured here: pytorch-metric-learning's default `k` at 60,000 samples (it asks for 29 GB). What a GPU does is
+measured by `benchmarks/gpu_check.py` on a machine that has one (docs/gpu_check.md); its section is the last.
 A peer that was not installed when a benchmark ran (OML, kornia, OpenCV) has no row there; `make bench` installs them.
 """
 

@@ -37,71 +37,90 @@ from torch import Tensor
 from mlrc_lightning.assembly import build_module
 from mlrc_lightning.config import config_folder, register_resolvers, trial_settings
 from mlrc_lightning.module import EmbeddingModule
+from mlrc_lightning.schema import TrialSettings
 
 OVERRIDES = {
     "bn_inception": ["experiment=mlrc/cub200", "trunk.pretrained=false"],
     "small_cnn": ["dataset=glyphs", "trunk=small_cnn", f"transform.resize={RESIZE}", f"transform.crop={CROP}"],
 }
-PRECISIONS = {"fp32": ("32-true", False), "tf32": ("32-true", True), "bf16": ("bf16-mixed", True)}
+PRECISIONS = {
+    "fp32": ("32-true", False), "tf32": ("32-true", True), "bf16": ("bf16-mixed", True), "fp16": ("16-mixed", True)
+}  # fmt: skip
 """By name: the trainer's precision, and whether PyTorch may use TF32."""
+
+
+def settings_of(overrides: list[str]) -> TrialSettings:
+    """Returns the settings of a trial on whatever device there is."""
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        cfg = compose("train", ["trainer=auto", *overrides], return_hydra_config=True)
+    return trial_settings(cfg, is_sweep_job=False)
+
+
+def allow_tf32(is_allowed: bool) -> None:
+    """Sets whether PyTorch may use TF32 for products and convolutions."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = is_allowed
 
 
 class Training:
     """A module that takes steps on batches of one path.
 
     Args:
-        model: Of `OVERRIDES`.
-        precision: Of the trainer.
-        device: That trains.
-        batches: Endless; None: the batch that is on the device.
+        settings: The trial whose module it is.
+        precision: The trainer's precision, in the place of the settings'.
+        device: The training device.
+        datamodule: Its training batches do not end; None for one random batch that is on the device.
+        batch_size: Images of a batch.
     """
 
-    def __init__(self, model: str, precision: str, device: torch.device, datamodule: Any) -> None:
-        with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            overrides = [*OVERRIDES[model], "loss=contrastive", f"trainer.precision={precision}", "trainer=auto"]
-            settings = trial_settings(compose("train", overrides, return_hydra_config=True), is_sweep_job=False)
+    def __init__(
+        self, settings: TrialSettings, precision: str, device: torch.device, datamodule: Any, batch_size: int = BATCH
+    ) -> None:
         self.module: EmbeddingModule = build_module(settings, 0, 100).to(device).train()
         self.optimizer = self.module.configure_optimizers()
-        self.device, self.datamodule = device, datamodule
-        self.context: Any = (
-            MixedPrecision(precision, device.type).forward_context  # type: ignore[arg-type]
-            if precision.endswith("mixed")
-            else nullcontext
-        )
-        self.batches = _endless(datamodule, device)
+        self.device, self.datamodule, self.batch_size = device, datamodule, batch_size
+        plugin = MixedPrecision(precision, device.type) if precision.endswith("mixed") else None  # type: ignore[arg-type]
+        self.context: Any = nullcontext if plugin is None else plugin.forward_context
+        self.scaler = None if plugin is None else plugin.scaler
+        self.batches = _endless(datamodule, device, batch_size, settings.transform.crop)
+        self._images_per_class = settings.loss.samples_per_class
 
-    def images_per_second(self, seconds: float) -> float:
-        """Trains for at least so long, after two steps that are not timed."""
-        for _ in range(2):
-            self._step()
-        self._wait()
+    def images_per_second(self, seconds: float, warm_up_steps: int = 2) -> float:
+        """Trains for at least so long, after a few steps that are not timed."""
+        for _ in range(warm_up_steps):
+            self.step()
+        self.wait()
         began, steps = time.perf_counter(), 0
         while time.perf_counter() - began < seconds:
-            self._step()
+            self.step()
             steps += 1
-        self._wait()
-        return steps * BATCH / (time.perf_counter() - began)
+        self.wait()
+        return steps * self.batch_size / (time.perf_counter() - began)
 
-    def _step(self) -> None:
+    def step(self) -> Tensor:
+        """Takes a step and returns its loss, (), without waiting for the device."""
         batch = next(self.batches)
         if self.datamodule is not None:
             batch = self.datamodule.on_after_batch_transfer(batch)
         with self.context():
-            loss = self.module.batch_loss((batch[0], batch[1] // 4))
+            loss = self.module.batch_loss((batch[0], batch[1] // self._images_per_class))
         self.optimizer.zero_grad()
-        loss.backward()
-        self.module.update(self.optimizer)
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        self.module.update(self.optimizer, self.scaler)
+        return loss.detach()
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Returns once the device has done all that it was given."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
 
-def _endless(datamodule: Any, device: torch.device) -> Iterator[Any]:
+def _endless(datamodule: Any, device: torch.device, batch_size: int, crop: int) -> Iterator[Any]:
     if datamodule is None:
-        images = torch.randint(0, 256, (BATCH, 3, CROP, CROP), dtype=torch.uint8).to(device)
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (batch_size, 3, crop, crop), dtype=torch.uint8, generator=generator).to(device)
+        labels = torch.arange(batch_size, device=device)
         while True:
-            yield images, torch.arange(BATCH, device=device)
+            yield images, labels
     for batch in datamodule.train_dataloader():
         yield apply_to_collection(batch, Tensor, lambda values: values.to(device, non_blocking=True))
 
@@ -119,6 +138,7 @@ def main() -> None:
     register_resolvers()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    settings = settings_of([*OVERRIDES[arguments.model], "loss=contrastive"])
     paths = {"synthetic": None, "resident": ("device", True, 0)}
     for workers in arguments.workers:
         paths |= {f"{crops}, {workers} workers": (crops, False, workers) for crops in ("device", "torch", "pil")}
@@ -128,9 +148,9 @@ def main() -> None:
         make_photos(folder / "photos", arguments.images)
         for precision in arguments.precisions:
             of_trainer, has_tf32 = PRECISIONS[precision]
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = has_tf32
+            allow_tf32(has_tf32)
             trainings = {
-                path: Training(arguments.model, of_trainer, device, how and our_datamodule(folder, *how))
+                path: Training(settings, of_trainer, device, how and our_datamodule(folder, *how))
                 for path, how in paths.items()
             }
             rates: dict[str, list[float]] = {path: [] for path in trainings}
