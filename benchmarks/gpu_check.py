@@ -32,6 +32,7 @@ from typing import Any
 from bench import circumstances
 from render import table
 
+from mlrc_lightning.environment import environment
 from mlrc_lightning.records import write_bytes, write_json
 
 MINUTES = 8.0
@@ -239,6 +240,8 @@ def main() -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if arguments.tiny:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # cached while torch is not imported: with torch it asks CUDA, and then no fork of this process could use the GPU
+    environment()
     importlib.import_module(arguments.module)
     way = way_to_start(arguments.module, arguments.device)
     if way is None:

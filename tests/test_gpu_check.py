@@ -21,8 +21,19 @@ Path(__file__).with_suffix(".imported").touch()
 raise ImportError("blocked")
 """
 FAKE = """
-import json, os, signal, subprocess, time
+import json, os, signal, subprocess, sys, time
 from pathlib import Path
+from types import SimpleNamespace
+
+CHECK = os.getpid()
+
+def initialize(*_):
+    if os.getpid() == CHECK:
+        Path(os.environ["CHILD"]).with_name("initialized").touch()
+    return 1
+
+cuda = SimpleNamespace(is_available=initialize, device_count=initialize, get_device_name=initialize)
+sys.modules["torch"] = SimpleNamespace(cuda=cuda, get_num_threads=lambda: 1)
 
 def uses(device):
     return device == "cpu"
@@ -130,6 +141,13 @@ def test_a_bad_part_stops_no_other(fake, tmp_path):
     assert "trial timed out (its limit of 5 s was over); synthetic failed" in result["reason"]
     assert any(re.match(r"\| glyphs trial \|  \| \*\*timed out in 5 of 5 s\*\*: its limit", line) for line in table)
     assert has_ended(int((tmp_path / "child").read_text()))
+
+
+def test_the_process_that_is_forked_asks_no_gpu(fake, tmp_path):
+    done, out = fake("--device", "cpu", "--parts", "folds")
+    assert done.returncode == 0, done.stderr
+    assert written(out)[0]["start of a part"] == "fork"
+    assert not (tmp_path / "initialized").exists()
 
 
 def test_no_part_starts_after_the_last_minute(fake):
