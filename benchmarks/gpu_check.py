@@ -38,12 +38,13 @@ from mlrc_lightning.records import write_bytes, write_json
 MINUTES = 8.0
 LIMITS = {
     "trial": 50,
-    "synthetic": 50,
-    "data_paths": 85,
-    "losses": 55,
-    "retrieval": 35,
-    "crops": 20,
-    "options": 70,
+    "synthetic": 45,
+    "data_paths": 80,
+    "losses": 50,
+    "retrieval": 30,
+    "crops": 15,
+    "options": 35,
+    "compiled": 60,
     "folds": 45,
     "resume": 25,
     "ddp": 25,
@@ -57,6 +58,7 @@ TITLES = {
     "retrieval": "retrieval metrics",
     "crops": "augmentation=device",
     "options": "options",
+    "compiled": "torch.compile",
     "folds": "folds at once",
     "resume": "stop and resume",
     "ddp": "DDP",
@@ -205,7 +207,8 @@ def as_markdown(outcomes: list[Outcome]) -> str:
         reason = f": {outcome.reason}" if outcome.reason else ""
         lines.append({"part": TITLES[outcome.part], "of": "", "figures": f"**{ended}**{reason}", "goals": ""})
         for row in outcome.rows:
-            figures = [f"{k} {_shown(v)}" for k, v in row.items() if k not in ("of", "goals")]
+            values = {name: value for name, value in row.items() if name not in ("of", "goals")}
+            figures = [f"{name}{':' if isinstance(v, str) else ''} {_shown(v)}" for name, v in values.items()]
             goals = [f"{goal}: {'met' if is_met else '**not met**'}" for goal, is_met in row.get("goals", {}).items()]
             lines.append({"part": "", "of": row["of"], "figures": "; ".join(figures), "goals": "; ".join(goals)})
     return "\n".join(table(lines)) + "\n"

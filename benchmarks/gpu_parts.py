@@ -72,7 +72,7 @@ class Size:
         photos: Images of the data paths.
         samples: Embeddings of the retrieval metrics.
         glyphs: Overrides of a trial on glyphs.
-        options: Variants of `options.py`; what compiles is last, because it takes longest.
+        compiled: Those variants of `options.py` that compile.
         at_once: Folds that are trained at the same time.
     """
 
@@ -85,7 +85,7 @@ class Size:
     photos: int
     samples: tuple[int, ...]
     glyphs: list[str]
-    options: tuple[str, ...]
+    compiled: tuple[str, ...]
     at_once: tuple[int, ...]
 
 
@@ -99,7 +99,7 @@ FULL = Size(
     photos=256,
     samples=(6000, 60000),
     glyphs=["dataset=glyphs", "evaluation.baselines=false"],
-    options=tuple(sorted(VARIANTS, key=lambda name: "compile" in name)),
+    compiled=("compile", "channels_last, compile"),
     at_once=(2, 4),
 )
 TINY = Size(
@@ -114,7 +114,7 @@ TINY = Size(
     photos=18,
     samples=(400,),
     glyphs=["experiment=smoke", "evaluation.baselines=false", "trunk.model.width=8"],
-    options=(PLAIN, "channels_last", "bf16-mixed", "16-mixed", "cudagraphs", "compile"),
+    compiled=("compile",),
     at_once=(2, 4),
 )  # fmt: skip
 
@@ -280,7 +280,8 @@ def losses(check: Check) -> None:
 
 def retrieval(check: Check) -> None:
     """Computes the retrieval metrics on the device, beside pytorch-metric-learning's there and ours on the CPU."""
-    knn = CustomKNN(CosineSimilarity())
+    # its own default needs faiss; blocks of queries bound the memory
+    knn = CustomKNN(CosineSimilarity(), batch_size=8192)
     warm_up = [values.to(check.device) for values in metrics.problem(500)]
     retrieval_metrics(*warm_up)
     metrics.pml(*warm_up, knn=knn)
@@ -347,17 +348,27 @@ def crops(check: Check) -> None:
 
 
 def options(check: Check) -> None:
-    """Measures channels_last, cudagraphs and compile, with and without bf16, and their distance from the plain step."""
+    """Measures channels_last, 16 bits and captured graphs, and their distance from the plain step."""
+    names = [name for name in VARIANTS if "compile" not in name]
+    # a capture that fails may leave the device of no use to others
+    _compare_variants(check, sorted(names, key=lambda name: name == "cudagraphs"))
+
+
+def compiled(check: Check) -> None:
+    """Measures the compiled trunk beside the plain step; the first step of it takes longest of all."""
+    if not check.is_on_gpu and shutil.which("g++") is None:
+        raise Skipped("torch.compile needs a C++ compiler on a CPU, and there is none")
+    _compare_variants(check, [PLAIN, *check.size.compiled])
+
+
+def _compare_variants(check: Check, names: list[str]) -> None:
+    """Writes a row for each variant of `options.py`; the first is the plain step."""
     _as_trials_do(check)
-    allow_tf32(False)
     batch_size = check.size.batch_sizes[0]
     plain: _FirstStep | None = None
-    for name in check.size.options:
+    for name in names:
         if name == "cudagraphs" and not check.is_on_gpu:
             check.row(name, {"skipped": "it captures what a CUDA device does, and there is none"})
-            continue
-        if "compile" in name and not check.is_on_gpu and shutil.which("g++") is None:
-            check.row(name, {"skipped": "torch.compile needs a C++ compiler on a CPU, and there is none"})
             continue
         with check.attempt(name):
             _reset_peak(check.device)
@@ -448,7 +459,7 @@ def ddp(check: Check) -> None:
     """Trains in a process group of one rank: DistributedDataParallel, gathers and broadcasts are the group's."""
     if not dist.is_available():
         raise Skipped("this torch has no torch.distributed")
-    if check.is_on_gpu and not dist.is_nccl_available():
+    if check.is_on_gpu and not _has_nccl():
         raise Skipped("this torch has no NCCL")
     settings = check.trial("fold=0", "schedule.max_epochs=2")
     with tempfile.TemporaryDirectory() as name:
@@ -483,7 +494,7 @@ def ddp(check: Check) -> None:
 
 PARTS: dict[str, Callable[[Check], None]] = {
     function.__name__: function
-    for function in (trial, synthetic, data_paths, losses, retrieval, crops, options, folds, resume, ddp)
+    for function in (trial, synthetic, data_paths, losses, retrieval, crops, options, compiled, folds, resume, ddp)
 }
 
 
@@ -598,7 +609,8 @@ def _set_batchnorm_statistics(training: Training) -> None:
         layer.momentum = 1.0
         nn.Module.train(layer, True)
     with torch.no_grad():
-        training.module.trunk(next(training.batches)[0])
+        # not as a call, which a variant may have compiled for frozen BatchNorm
+        training.module.trunk.forward(next(training.batches)[0])
     training.module.train()
 
 
@@ -737,10 +749,14 @@ def _description(device: torch.device) -> dict[str, Any]:
             "memory, GB": round(properties.total_memory / 2**30, 1),
             "compute capability": f"{properties.major}.{properties.minor}",
             "cuDNN": torch.backends.cudnn.version(),
-            "NCCL": ".".join(map(str, torch.cuda.nccl.version())) if dist.is_nccl_available() else "none",
+            "NCCL": ".".join(map(str, torch.cuda.nccl.version())) if _has_nccl() else "none",
             "bf16": torch.cuda.is_bf16_supported(),
         }
     return facts
+
+
+def _has_nccl() -> bool:
+    return dist.is_available() and dist.is_nccl_available()
 
 
 def _plain(value: Any) -> Any:

@@ -81,12 +81,15 @@ class Training:
         plugin = MixedPrecision(precision, device.type) if precision.endswith("mixed") else None  # type: ignore[arg-type]
         self.context: Any = nullcontext if plugin is None else plugin.forward_context
         self.scaler = None if plugin is None else plugin.scaler
-        self.batches = _endless(datamodule, device, batch_size, settings.transform.crop)
+        loader = None if datamodule is None else datamodule.train_dataloader()
+        # what the loader's processes have ready by the time that a measurement begins is none of their rate
+        self._warm_up_steps = 2 if loader is None else 2 + loader.num_workers * (loader.prefetch_factor or 0)
+        self.batches = _endless(loader, device, batch_size, settings.transform.crop)
         self._images_per_class = settings.loss.samples_per_class
 
-    def images_per_second(self, seconds: float, warm_up_steps: int = 2) -> float:
+    def images_per_second(self, seconds: float) -> float:
         """Trains for at least so long, after a few steps that are not timed."""
-        for _ in range(warm_up_steps):
+        for _ in range(self._warm_up_steps):
             self.step()
         self.wait()
         began, steps = time.perf_counter(), 0
@@ -114,14 +117,14 @@ class Training:
             torch.cuda.synchronize(self.device)
 
 
-def _endless(datamodule: Any, device: torch.device, batch_size: int, crop: int) -> Iterator[Any]:
-    if datamodule is None:
+def _endless(loader: Any, device: torch.device, batch_size: int, crop: int) -> Iterator[Any]:
+    if loader is None:
         generator = torch.Generator().manual_seed(0)
         images = torch.randint(0, 256, (batch_size, 3, crop, crop), dtype=torch.uint8, generator=generator).to(device)
         labels = torch.arange(batch_size, device=device)
         while True:
             yield images, labels
-    for batch in datamodule.train_dataloader():
+    for batch in loader:
         yield apply_to_collection(batch, Tensor, lambda values: values.to(device, non_blocking=True))
 
 
