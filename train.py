@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlrc_lightning.stopping import end_on_stop_signals
+from mlrc_lightning.parallel.signals import end_on_stop_signals
 
 if __name__ == "__main__":
     end_on_stop_signals()  # the imports below take most of a second
@@ -16,10 +16,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from mlrc_lightning.command_line import exit_if_usage_error, run, wants_traceback
-from mlrc_lightning.config import config_folder, prepare_hydra, trial_settings
-from mlrc_lightning.finished import finished_trial, objective_values
-from mlrc_lightning.records import RECORD_FILE
+from mlrc_lightning.cli.errors import exit_if_usage_error, run, wants_traceback
+from mlrc_lightning.files import config_folder
+from mlrc_lightning.protocol.finished import finished_trial, objective_values
+from mlrc_lightning.results.records import RECORD_FILE
+from mlrc_lightning.settings.compose import prepare_hydra, trial_settings
 
 prepare_hydra()
 
@@ -42,7 +43,7 @@ def train(cfg: DictConfig) -> dict[str, list[float]]:
         records = [record for record in found if record is not None]
         if len(records) < len(found):
             # torch and Lightning are imported once the configuration is known to be good, and something is to be done
-            from mlrc_lightning.trial import run_trial
+            from mlrc_lightning.protocol.trial import run_trial
 
             records = [run_trial(*of_run) for of_run in zip(settings, folders, strict=True)]
     except Exception as error:
@@ -50,7 +51,7 @@ def train(cfg: DictConfig) -> dict[str, list[float]]:
             exit_if_usage_error(error)
         raise
     if not is_sweep_job:
-        from mlrc_lightning.tables.trial import render_trial
+        from mlrc_lightning.reporting.tables.trial import render_trial
 
         for record, of_run in zip(records, folders, strict=True):
             sys.stdout.write(f"\n{render_trial(record)}\n\nRecord: {of_run / RECORD_FILE}\n")

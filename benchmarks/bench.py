@@ -21,7 +21,7 @@ from typing import Any
 
 import render
 
-from mlrc_lightning.environment import environment
+from mlrc_lightning.results.environment import environment
 
 RUNS = {"metrics": [["--threads", "1"], ["--threads", "2", "--sizes", "14888", "60000"]]}
 """Arguments of each run of a benchmark; one without any where nothing is said."""

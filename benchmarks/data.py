@@ -54,7 +54,7 @@ KEPT_BATCHES = 4
 
 def measure(side: str, folder: Path, num_threads: int) -> dict[str, Any]:
     """Takes batches for a second, after the first one; to be called in a process of its own."""
-    import mlrc_lightning.torchvision_import  # noqa: F401
+    import mlrc_lightning._torchvision  # noqa: F401
 
     import numpy as np
     import torch
@@ -105,7 +105,7 @@ def kornia_batches(folder: Path) -> Any:
     import torch
     from kornia.augmentation import RandomHorizontalFlip, RandomResizedCrop
 
-    from mlrc_lightning.augment import center_crop
+    from mlrc_lightning.data.augment import center_crop
 
     crop, flip = RandomResizedCrop((CROP, CROP), scale=SCALE, ratio=RATIO, p=1.0), RandomHorizontalFlip(p=FLIP)
     _, cache = cached(folder)
@@ -118,8 +118,8 @@ def kornia_batches(folder: Path) -> Any:
 
 
 def our_batches(side: str, folder: Path) -> Any:
-    from mlrc_lightning.augment import CROPS_ON_THE_CPU
-    from mlrc_lightning.crops import Crops
+    from mlrc_lightning.data.augment import CROPS_ON_THE_CPU
+    from mlrc_lightning.data.crops import Crops
 
     CROPS_ON_THE_CPU.update(opencv=crop_by_opencv, grid_sample=crop_by_grid_sample)
     augmentation = side if side in CROPS_ON_THE_CPU else "device"
@@ -135,9 +135,9 @@ def our_datamodule(
     """Returns the photos as our training reads them, in order, each a class of its own."""
     import numpy as np
 
-    from mlrc_lightning.augment import TrainTransform
-    from mlrc_lightning.datamodule import FoldDataModule, Pixels, ResidentPixels
-    from mlrc_lightning.splits import FoldSplit
+    from mlrc_lightning.data.augment import TrainTransform
+    from mlrc_lightning.data.splits import FoldSplit
+    from mlrc_lightning.training.datamodule import FoldDataModule, Pixels, ResidentPixels
 
     images, cache = cached(folder)
     everything = np.arange(len(images.labels))
@@ -186,8 +186,8 @@ def cached(folder: Path) -> Any:
     """Returns the photos, each a class of its own, and their cache, which the first call makes."""
     import numpy as np
 
-    from mlrc_lightning.datasets.cache import cached_images
-    from mlrc_lightning.datasets.images import ImageFiles
+    from mlrc_lightning.data.cache import cached_images
+    from mlrc_lightning.data.images import ImageFiles
 
     files = sorted((folder / "photos").iterdir())
     images = ImageFiles(files, list(range(len(files))), folder)

@@ -28,10 +28,11 @@ from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, Di
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mlrc_lightning.assembly import build
-from mlrc_lightning.config import config_folder, register_resolvers
-from mlrc_lightning.distributed import gather_rows, join, own_part
-from mlrc_lightning.objective import Objective
+from mlrc_lightning.files import config_folder
+from mlrc_lightning.parallel.collectives import gather_rows, join, own_part
+from mlrc_lightning.protocol.build import build
+from mlrc_lightning.settings.resolvers import register_resolvers
+from mlrc_lightning.training.objective import Objective
 
 NUM_CLASSES, EMBEDDING_SIZE, BATCH, INPUTS = 40, 8, 32, 12
 GROUPS = ("trunk", "embedder", "loss parameters")

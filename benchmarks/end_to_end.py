@@ -38,7 +38,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import mlrc_lightning.torchvision_import  # noqa: F401
+import mlrc_lightning._torchvision  # noqa: F401
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -51,11 +51,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision import transforms
 
-from mlrc_lightning.assembly import TrialData, build_datamodule, build_module
-from mlrc_lightning.config import config_folder, register_resolvers, trial_settings
+from mlrc_lightning.files import config_folder
 from mlrc_lightning.models.trunk import Normalization, Trunk
-from mlrc_lightning.schema import TrialSettings
-from mlrc_lightning.trial import run_trial
+from mlrc_lightning.protocol.build import TrialData, build_datamodule, build_module
+from mlrc_lightning.protocol.trial import run_trial
+from mlrc_lightning.settings.compose import trial_settings
+from mlrc_lightning.settings.resolvers import register_resolvers
+from mlrc_lightning.settings.types import TrialSettings
 
 ROOT = Path(__file__).parents[1]
 ITERATIONS = {"pixels": 100, "tiny": 100, "lite0": 10}

@@ -27,10 +27,10 @@ SIDES = {"one after the other": 1, "two at once": 2}
 
 
 def measure(trunk: str, at_once: int, table: Path, weights: Path, folder: Path) -> dict[str, Any]:
-    import mlrc_lightning.torchvision_import  # noqa: F401
+    import mlrc_lightning._torchvision  # noqa: F401
 
-    from mlrc_lightning.config import register_resolvers
-    from mlrc_lightning.trial import run_trial
+    from mlrc_lightning.protocol.trial import run_trial
+    from mlrc_lightning.settings.resolvers import register_resolvers
 
     register_resolvers()
     settings = settings_of(trunk, table, weights, folder)

@@ -23,7 +23,7 @@ import yaml
 from measuring import keep
 from scipy.stats import spearmanr
 
-from mlrc_lightning.search_spaces import search_space
+from mlrc_lightning.settings.paper import search_space
 
 ROOT = Path(__file__).parents[1]
 LOSSES = sorted(path.stem for path in (ROOT / "conf" / "loss").glob("*.yaml"))

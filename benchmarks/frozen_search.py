@@ -46,7 +46,7 @@ def make_images(folder: Path) -> None:
 
 def make_weights(folder: Path) -> None:
     """Writes what the trunk begins with where it has learnt nothing."""
-    import mlrc_lightning.torchvision_import  # noqa: F401
+    import mlrc_lightning._torchvision  # noqa: F401
 
     import timm
     from safetensors.torch import save_file

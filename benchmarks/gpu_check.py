@@ -32,8 +32,8 @@ from typing import Any
 from bench import circumstances
 from render import table
 
-from mlrc_lightning.environment import environment
-from mlrc_lightning.records import write_bytes, write_json
+from mlrc_lightning.files import write_bytes, write_json
+from mlrc_lightning.results.environment import environment
 
 MINUTES = 8.0
 LIMITS = {

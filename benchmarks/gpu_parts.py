@@ -21,7 +21,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import mlrc_lightning.torchvision_import  # noqa: F401
+import mlrc_lightning._torchvision  # noqa: F401
 
 import metrics
 import torch
@@ -35,15 +35,15 @@ from safetensors.torch import load_file
 from throughput import PRECISIONS, Training, allow_tf32, settings_of
 from torch import Tensor, nn
 
-from mlrc_lightning.callbacks import FoldCheckpoint
-from mlrc_lightning.config import register_resolvers
-from mlrc_lightning.distributed import join
 from mlrc_lightning.metrics import retrieval_metrics
-from mlrc_lightning.ranks import rank_environment
-from mlrc_lightning.records import TrialRecord
-from mlrc_lightning.schema import TrialSettings
-from mlrc_lightning.stopping import TrialStopped
-from mlrc_lightning.trial import run_trial
+from mlrc_lightning.parallel.collectives import join
+from mlrc_lightning.parallel.ranks import rank_environment
+from mlrc_lightning.parallel.signals import TrialStopped
+from mlrc_lightning.protocol.trial import run_trial
+from mlrc_lightning.results.records import TrialRecord
+from mlrc_lightning.settings.resolvers import register_resolvers
+from mlrc_lightning.settings.types import TrialSettings
+from mlrc_lightning.training.checkpoint import FoldCheckpoint
 
 GOAL_OF_SYNTHETIC = 0.9
 """Fraction of the images per second of synthetic input that a data path reaches."""

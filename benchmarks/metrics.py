@@ -76,7 +76,7 @@ def pml(embeddings: Any, labels: Any, k: Any = "max_bin_count", knn: Any = None)
 
 
 def oml(embeddings: Any, labels: Any) -> list[float]:
-    import mlrc_lightning.torchvision_import  # noqa: F401
+    import mlrc_lightning._torchvision  # noqa: F401
 
     import torch
     from oml.functional.knn import batched_knn

@@ -14,14 +14,16 @@ import time
 from contextlib import nullcontext
 from typing import Any
 
-import mlrc_lightning.torchvision_import  # noqa: F401
+import mlrc_lightning._torchvision  # noqa: F401
 
 import torch
 from hydra import compose, initialize_config_dir
 from pytorch_lightning.plugins.precision import MixedPrecision
 
-from mlrc_lightning.assembly import build_module
-from mlrc_lightning.config import config_folder, register_resolvers, trial_settings
+from mlrc_lightning.files import config_folder
+from mlrc_lightning.protocol.build import build_module
+from mlrc_lightning.settings.compose import trial_settings
+from mlrc_lightning.settings.resolvers import register_resolvers
 
 PLAIN = "32-true"
 OVERRIDES = ["experiment=mlrc/cub200", "loss=contrastive", "hyperparameters=paper", "trunk.pretrained=false"]

@@ -30,7 +30,7 @@ import search_quality
 import sweeper_overhead
 
 from mlrc_lightning.reference import rows
-from mlrc_lightning.statistics import paper_curve
+from mlrc_lightning.reporting.statistics import paper_curve
 
 Row = dict[str, Any]
 

@@ -25,7 +25,7 @@ def app(cfg): pass
 app()
 """
 EVERYTHING = (
-    "import mlrc_lightning.torchvision_import, torch, timm, pytorch_lightning, pytorch_metric_learning, ax.api.client"
+    "import mlrc_lightning._torchvision, torch, timm, pytorch_lightning, pytorch_metric_learning, ax.api.client"
 )
 GOAL = 0.6
 """Processor seconds of a light command."""
@@ -54,7 +54,7 @@ def commands(places: Path) -> dict[str, tuple[list[str], bool]]:
         "train.py, a finished run": ([*train, *smoke(places)], False),
         "import torch": (["-c", "import torch"], False),
         "import pytorch_lightning": (
-            ["-c", "import mlrc_lightning.torchvision_import, pytorch_lightning"],
+            ["-c", "import mlrc_lightning._torchvision, pytorch_lightning"],
             False,
         ),
         "import ax": (["-W", "ignore", "-c", "import ax.api.client"], False),

@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import mlrc_lightning.torchvision_import  # noqa: F401
+import mlrc_lightning._torchvision  # noqa: F401
 
 import pytorch_lightning as pl
 import torch
@@ -46,15 +46,18 @@ from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 
-from mlrc_lightning.assembly import build, build_trainer
-from mlrc_lightning.callbacks import EpochLog, FoldCheckpoint, FoldProgress
-from mlrc_lightning.config import config_folder, register_resolvers, trial_settings
+from mlrc_lightning.files import config_folder
 from mlrc_lightning.models.bn_inception import BNInception
 from mlrc_lightning.models.small_cnn import SmallCNN
-from mlrc_lightning.module import EmbeddingModule
-from mlrc_lightning.objective import Objective
-from mlrc_lightning.selection import Selection
-from mlrc_lightning.stopping import StopSignals
+from mlrc_lightning.parallel.signals import StopSignals
+from mlrc_lightning.protocol.build import build, build_trainer
+from mlrc_lightning.settings.compose import trial_settings
+from mlrc_lightning.settings.resolvers import register_resolvers
+from mlrc_lightning.training.checkpoint import FoldCheckpoint
+from mlrc_lightning.training.module import EmbeddingModule
+from mlrc_lightning.training.objective import Objective
+from mlrc_lightning.training.progress import EpochLog, FoldProgress
+from mlrc_lightning.training.selection import Selection
 
 GOAL = 1.25
 """What our loop costs at most, in times of the bare one."""

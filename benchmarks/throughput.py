@@ -24,7 +24,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import mlrc_lightning.torchvision_import  # noqa: F401
+import mlrc_lightning._torchvision  # noqa: F401
 
 import torch
 from data import BATCH, CROP, RESIZE, make_photos, our_datamodule
@@ -34,10 +34,12 @@ from measuring import keep, print_row
 from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import Tensor
 
-from mlrc_lightning.assembly import build_module
-from mlrc_lightning.config import config_folder, register_resolvers, trial_settings
-from mlrc_lightning.module import EmbeddingModule
-from mlrc_lightning.schema import TrialSettings
+from mlrc_lightning.files import config_folder
+from mlrc_lightning.protocol.build import build_module
+from mlrc_lightning.settings.compose import trial_settings
+from mlrc_lightning.settings.resolvers import register_resolvers
+from mlrc_lightning.settings.types import TrialSettings
+from mlrc_lightning.training.module import EmbeddingModule
 
 OVERRIDES = {
     "bn_inception": ["experiment=mlrc/cub200", "trunk.pretrained=false"],

@@ -16,7 +16,7 @@ import sys
 import tarfile
 from pathlib import Path
 
-import mlrc_lightning.torchvision_import  # noqa: F401
+import mlrc_lightning._torchvision  # noqa: F401
 
 import safetensors.torch
 import timm

@@ -8,9 +8,9 @@ import runpy
 import sys
 from pathlib import Path
 
-from mlrc_lightning.command_line import run
+from mlrc_lightning.cli.errors import run
 from mlrc_lightning.errors import ConfigError
-from mlrc_lightning.figures import NAMES
+from mlrc_lightning.reporting.figures import NAMES
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -107,8 +107,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _table(parsed: argparse.Namespace) -> None:
-    from mlrc_lightning.table import make_page, replace_block, write_page
-    from mlrc_lightning.tables.render import RENDERERS, markdown
+    from mlrc_lightning.reporting.tables.make import make_page, replace_block, write_page
+    from mlrc_lightning.reporting.tables.render import RENDERERS, markdown
 
     page, sets, found = make_page(parsed.name, parsed.overrides, parsed.protocol, parsed.source, parsed.outputs)
     formats = list(RENDERERS) if parsed.format == "all" else [parsed.format]
@@ -120,12 +120,12 @@ def _table(parsed: argparse.Namespace) -> None:
 
 
 def _report(outputs: Path) -> None:
-    from mlrc_lightning.report.memory import is_made_of, remember, state
+    from mlrc_lightning.reporting.site.memory import is_made_of, remember, state
 
     found = state(outputs)
     index = is_made_of(outputs, found)
     if index is None:
-        from mlrc_lightning.report.site import build  # matplotlib: a second
+        from mlrc_lightning.reporting.site.site import build  # matplotlib: a second
 
         index = build(outputs)
         remember(outputs, found)
@@ -135,8 +135,8 @@ def _report(outputs: Path) -> None:
 
 
 def _verify(parsed: argparse.Namespace) -> int:
-    from mlrc_lightning.table import FOLDER, MANIFEST_ENDING
-    from mlrc_lightning.tables.manifest import verify
+    from mlrc_lightning.reporting.tables.make import FOLDER, MANIFEST_ENDING
+    from mlrc_lightning.reporting.tables.manifest import verify
 
     given = Path(parsed.table)
     path = given if given.suffix == ".json" else parsed.outputs / FOLDER / f"{parsed.table}.{MANIFEST_ENDING}"
@@ -146,7 +146,7 @@ def _verify(parsed: argparse.Namespace) -> int:
 
 
 def _study(parsed: argparse.Namespace) -> int:
-    from mlrc_lightning.study import ALL_LOSSES, Study, plan, render_plan, run
+    from mlrc_lightning.cli.study import ALL_LOSSES, Study, plan, render_plan, run
 
     losses = tuple(parsed.losses) or ALL_LOSSES
     study = Study(
@@ -175,7 +175,7 @@ def main(arguments: list[str] | None = None) -> None:
     def command() -> None:
         # each command imports its own: `show` must not pay for torch
         if parsed.command == "prepare":
-            from mlrc_lightning.prepare import prepare
+            from mlrc_lightning.cli.prepare import prepare
 
             print(prepare(parsed.overrides, parsed.config_dir))
         elif parsed.command == "status":
@@ -183,7 +183,7 @@ def main(arguments: list[str] | None = None) -> None:
             sys.argv = ["status", "status", str(parsed.folder)]
             runpy.run_module("hydra_plugins.mlrc_ax_sweeper", run_name="__main__")
         elif parsed.command == "submit":
-            from mlrc_lightning.submit import submit
+            from mlrc_lightning.cli.submit import submit
 
             print(submit(parsed.command_line, parsed.sbatch, parsed.setup, parsed.log))
         elif parsed.command == "evaluate":
@@ -191,16 +191,16 @@ def main(arguments: list[str] | None = None) -> None:
         elif parsed.command == "reproduce":
             _reproduce(parsed)
         elif parsed.command == "export-original":
-            from mlrc_lightning.original import export_original
+            from mlrc_lightning.original.models import export_original
 
             print("\n".join(map(str, export_original(parsed.run, parsed.folder))))
         elif parsed.command == "figure":
-            from mlrc_lightning.draw import draw
+            from mlrc_lightning.cli.figure import draw
 
             for path in draw(parsed.names, parsed.outputs, parsed.format):
                 print(path)
         elif parsed.command == "coverage":
-            from mlrc_lightning.statistics import simulation
+            from mlrc_lightning.reporting.statistics import simulation
 
             print(simulation.render(list(simulation.coverage(parsed.benchmarks, parsed.seed))))
         elif parsed.command in ("verify", "study"):
@@ -210,8 +210,8 @@ def main(arguments: list[str] | None = None) -> None:
         elif parsed.command == "table":
             _table(parsed)
         elif parsed.command == "compare":
-            from mlrc_lightning.report.comparisons import compare, render
-            from mlrc_lightning.table import make_page
+            from mlrc_lightning.reporting.site.comparisons import compare, render
+            from mlrc_lightning.reporting.tables.make import make_page
 
             page, *_ = make_page(parsed.name, parsed.overrides, parsed.protocol, parsed.source, parsed.outputs)
             print(render(compare(page, parsed.outputs, parsed.metric, parsed.embedding)))
@@ -224,8 +224,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _show(paths: list[Path]) -> None:
-    from mlrc_lightning.records import read_evaluations, read_run
-    from mlrc_lightning.tables.trial import render_trial
+    from mlrc_lightning.reporting.tables.trial import render_trial
+    from mlrc_lightning.results.records import read_evaluations, read_run
 
     for path in paths:
         folder, record = read_run(path)
@@ -237,7 +237,7 @@ def _show(paths: list[Path]) -> None:
 
 
 def _evaluate(parsed: argparse.Namespace) -> None:
-    from mlrc_lightning.evaluate import evaluate
+    from mlrc_lightning.cli.evaluate import evaluate
 
     for path in parsed.runs:
         print(evaluate(path, parsed.split, parsed.embedding, parsed.config_dir, parsed.data_root), "\n", flush=True)
@@ -245,8 +245,8 @@ def _evaluate(parsed: argparse.Namespace) -> None:
 
 def _reproduce(parsed: argparse.Namespace) -> None:
     """Runs what folders describe once more: records of ours, experiments of the original."""
-    from mlrc_lightning.original_configs import is_original
-    from mlrc_lightning.records import RECORD_FILE
+    from mlrc_lightning.original.translate import is_original
+    from mlrc_lightning.results.records import RECORD_FILE
 
     overrides = [word for word in parsed.words if "=" in word and not Path(word).exists()]
     folders = [Path(word) for word in parsed.words if word not in overrides]
@@ -261,7 +261,7 @@ def _reproduce(parsed: argparse.Namespace) -> None:
         if overrides or parsed.print:
             found = overrides[0] if overrides else "--print"
             raise ConfigError(f"{folder}: a run is trained again as its record says; expected no {found} beside it.")
-        from mlrc_lightning.reproduce import reproduce
+        from mlrc_lightning.cli.reproduce import reproduce
 
         where = {"config_folders": parsed.config_dir, "data_root": parsed.data_root}
         print(reproduce(folder, parsed.name, exact=parsed.exact, **where), "\n", flush=True)
@@ -272,7 +272,7 @@ def _reproduce(parsed: argparse.Namespace) -> None:
 
 
 def _reproduce_original(folder: Path, overrides: list[str], only_print: bool) -> None:
-    from mlrc_lightning.original_configs import read_original
+    from mlrc_lightning.original.translate import read_original
 
     experiment = read_original(folder, overrides)
     for unmapped in experiment.unmapped:
@@ -280,9 +280,9 @@ def _reproduce_original(folder: Path, overrides: list[str], only_print: bool) ->
     if only_print:
         print(experiment.command)
         return
-    from mlrc_lightning.original import reproduce
-    from mlrc_lightning.records import RECORD_FILE
-    from mlrc_lightning.tables.trial import render_trial
+    from mlrc_lightning.original.run import reproduce
+    from mlrc_lightning.reporting.tables.trial import render_trial
+    from mlrc_lightning.results.records import RECORD_FILE
 
     record, run_folder = reproduce(experiment)
     print(f"\n{render_trial(record)}\n\nRecord: {run_folder / RECORD_FILE}")

@@ -19,7 +19,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from mlrc_lightning.config import config_folder, register_resolvers, trial_settings
+from mlrc_lightning.files import config_folder
+from mlrc_lightning.settings.compose import trial_settings
+from mlrc_lightning.settings.resolvers import register_resolvers
 from tests.local_server import serve
 
 REPOSITORY = Path(__file__).parents[1]

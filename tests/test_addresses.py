@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from hydra.utils import get_class
 
-from mlrc_lightning.config import config_folder
-from mlrc_lightning.recorded import trusted_targets
+from mlrc_lightning.files import config_folder
+from mlrc_lightning.settings.recorded import trusted_targets
 
 ROOT = Path(__file__).parents[1]
 OURS = sorted(name for name in trusted_targets([config_folder()]) if name.startswith("mlrc_lightning."))
@@ -22,7 +22,8 @@ COMPOSE = """
 import dataclasses, json, sys
 from hydra import compose, initialize_config_dir
 import mlrc_lightning
-from mlrc_lightning.config import config_folder, prepare_hydra, trial_settings
+from mlrc_lightning.files import config_folder
+from mlrc_lightning.settings.compose import prepare_hydra, trial_settings
 
 prepare_hydra()
 ids = {}

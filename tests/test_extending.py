@@ -73,8 +73,10 @@ def test_own_classes_are_prepared_trained_tested_and_recorded(project):
 def test_its_own_sampler_makes_the_batches(project):
     code = f"""
 import numpy as np
-from mlrc_lightning.assembly import TrialData, build_datamodule
-from mlrc_lightning.config import config_folder, register_resolvers, trial_settings
+from mlrc_lightning.protocol.build import TrialData, build_datamodule
+from mlrc_lightning.files import config_folder
+from mlrc_lightning.settings.compose import trial_settings
+from mlrc_lightning.settings.resolvers import register_resolvers
 from hydra import compose, initialize_config_dir
 register_resolvers()
 with initialize_config_dir(str(config_folder()), version_base="1.3"):

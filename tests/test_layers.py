@@ -1,6 +1,7 @@
-"""A module imports only from layers below its own, or from its own package."""
+"""The rooms of the package stand in one order, and a module imports from its own room or from those below it."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -8,80 +9,106 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# within a layer, a module may import those named before it
-LAYERS = [
-    ["errors", "schema", "stopping", "locks"],
-    [
-        "splits",
-        "selection",
-        "reference",
-        "search_spaces",
-        "optima",
-        "search_optimum",
-        "environment",
-        "records",
-        "ranks",
-    ],
-    ["queries", "intervals", "results", "statistics", "tables", "figures"],
-    [
-        "torchvision_import",
-        "distributed",
-        "metrics",
-        "datasets",
-        "augment",
-        "crops",
-        "sampling",
-        "models",
-        "figure_inputs",
-    ],
-    ["losses", "objective", "model_folder", "features", "datamodule", "module", "callbacks"],
-    ["config", "composition", "finished", "recorded", "assembly", "evaluation", "fold_processes", "trial", "rank"],
-    ["evaluate", "reproduce"],
-    ["command_line", "original_configs", "original", "prepare", "draw", "table", "study", "report", "submit"],
+PACKAGE = ROOT / "mlrc_lightning"
+# from the bottom to the top; rooms of one line know nothing of each other
+ROOMS = [
+    ["errors", "reference", "_torchvision", "_lazy"],
+    ["metrics", "reading", "files"],
+    ["data", "results"],
+    ["settings"],
+    ["models", "parallel", "reporting"],
+    ["training"],
+    ["protocol"],
+    ["cli", "original"],
     ["__main__", "train"],
 ]
-RANK = {name: number for number, name in enumerate(name for names in LAYERS for name in names)}
-# modules that stay importable without torch, Lightning or Ax
-LIGHT = ["errors", "schema", "splits", "selection", "records", "environment", "search_spaces", "optima", "tables.trial"]
-LIGHT += ["config", "finished", "command_line", "original_configs", "figures", "__main__", "search_optimum", "queries"]
-LIGHT += ["stopping", "locks", "ranks", "statistics", "intervals", "results", "composition", "table", "study", "submit"]
+LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
+HEAVY = ["torch", "pytorch_lightning", "timm", "torchvision", "ax", "pandas", "sklearn", "matplotlib"]
+# of the rooms that hold torch too, the modules that stay importable without it
+LIGHT = ["data.splits", "training.selection", "parallel.signals", "parallel.ranks", "protocol.finished", "__main__"]
+LIGHT += ["cli.errors", "cli.study", "cli.submit", "original.translate", "original.folder"]
+LIGHT_ROOMS = ["errors", "reading", "files", "results", "settings", "reporting"]
+# they draw, with matplotlib, and the report puts the drawings on its pages
+DRAWING = ("reporting.figures.", "reporting.site.")
+
+
+def name_of(path):
+    relative = path.relative_to(ROOT).with_suffix("")
+    parts = relative.parts[:-1] if relative.name == "__init__" else relative.parts
+    return ".".join(parts)
 
 
 def imports_of(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module is not None:
-            yield node.module if node.level == 0 else f"{path.parent.name}.{node.module}"
+        elif isinstance(node, ast.ImportFrom):
+            package = name_of(path) if path.name == "__init__.py" else name_of(path).rpartition(".")[0]
+            above = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
+            module = ".".join(filter(None, [above, node.module]))
+            # a name may be a module, as in `from mlrc_lightning import errors`
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def files_of(*folders):
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
 def modules():
-    package = ROOT / "mlrc_lightning"
-    for path in [*sorted(package.rglob("*.py")), ROOT / "train.py"]:
-        relative = path.relative_to(package) if path.is_relative_to(package) else Path("train.py")
-        if relative != Path("__init__.py"):
-            yield path, relative.parts[0].removesuffix(".py")
+    for path in [*files_of("mlrc_lightning"), ROOT / "train.py"]:
+        if path != PACKAGE / "__init__.py":
+            yield path, name_of(path).removeprefix("mlrc_lightning.").partition(".")[0]
 
 
-@pytest.mark.parametrize(("path", "name"), [pytest.param(p, n, id=str(p.relative_to(ROOT))) for p, n in modules()])
-def test_module_imports_only_from_below(path, name):
+@pytest.mark.parametrize(("path", "room"), [pytest.param(p, r, id=str(p.relative_to(ROOT))) for p, r in modules()])
+def test_module_imports_only_from_rooms_below(path, room):
     for imported in imports_of(path):
         parts = imported.split(".")
-        assert parts[0] != "hydra_plugins", f"{path.name} imports the plugin set"
-        if parts[0] == "mlrc_lightning" and len(parts) > 1 and parts[1] != name:
-            assert RANK[parts[1]] < RANK[name], f"{name} imports {imported}, which is not below it"
+        assert parts[0] != "hydra_plugins", f"{path.name} imports a plugin"
+        if parts[0] == "mlrc_lightning" and len(parts) > 1 and parts[1] in LEVEL and parts[1] != room:
+            assert LEVEL[parts[1]] < LEVEL[room], f"{room} imports {imported}, which is not below it"
 
 
-def test_omegaconf_ends_at_the_configuration():
-    for path, name in modules():
-        if name not in {"config", "command_line", "train", "__main__", "prepare"}:
+def test_every_room_has_its_place_in_the_order():
+    found = {path.stem for path in PACKAGE.iterdir() if path.name not in ("__init__.py", "__pycache__")}
+    assert found | {"train"} == set(LEVEL)
+
+
+def test_floor_of_the_package_stays_small():
+    assert len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]) <= 20
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    paths = {name_of(path): path for path in files_of("mlrc_lightning", "hydra_plugins", "mlrc_sweeper")}
+    # the address book of a room names modules of the room, and they may import the room
+    books = {name for name, path in paths.items() if path.name == "__init__.py"}
+    graph = {}
+    for name, path in paths.items():
+        if name not in books:
+            targets = {known for i in imports_of(path) for known in (i, i.rpartition(".")[0]) if known in paths}
+            graph[name] = targets - books - {name}
+    assert len(list(graphlib.TopologicalSorter(graph).static_order())) >= len(graph)
+
+
+def test_omegaconf_ends_at_the_settings():
+    for path, room in modules():
+        if room not in {"settings", "train", "__main__"} and path.relative_to(PACKAGE).as_posix() not in {
+            "cli/errors.py",
+            "cli/prepare.py",
+        }:
             assert not any(imported.split(".")[0] == "omegaconf" for imported in imports_of(path)), path
 
 
 def test_the_plugin_set_knows_nothing_of_metric_learning():
-    for path in (ROOT / "hydra_plugins").rglob("*.py"):
+    for path in files_of("hydra_plugins", "mlrc_sweeper"):
         roots = {imported.split(".")[0] for imported in imports_of(path)}
         assert roots.isdisjoint({"mlrc_lightning", "pytorch_metric_learning"}), path
+
+
+def test_the_public_face_of_the_sweeper_stands_alone():
+    for path in files_of("mlrc_sweeper"):
+        roots = {imported.split(".")[0] for imported in imports_of(path)}
+        assert roots <= {*sys.stdlib_module_names, "mlrc_sweeper"}, path
 
 
 def test_the_plugin_namespace_hides_no_other_plugin():
@@ -93,16 +120,18 @@ def test_no_module_is_named_utils_and_no_class_base():
         assert path.stem not in {"utils", "common", "helpers", "base"}
 
 
-def test_light_modules_import_no_torch_lightning_timm_or_ax():
-    heavy = ["torch", "pytorch_lightning", "timm", "torchvision", "ax", "pandas", "sklearn", "matplotlib"]
-    imports = "; ".join(f"import mlrc_lightning.{name}" for name in LIGHT)
+def imported_beside(names, heavy):
+    imports = "; ".join(f"import {name}" for name in names)
     code = f"import sys; {imports}\nprint([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.strip() == "[]"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
+def test_light_modules_import_no_torch_lightning_timm_or_ax():
+    rooms = [name_of(p).removeprefix("mlrc_lightning.") for p, room in modules() if room in LIGHT_ROOMS]
+    names = [*LIGHT, *(name for name in rooms if not name.startswith(DRAWING))]
+    assert imported_beside([f"mlrc_lightning.{name}" for name in names], HEAVY).strip() == "[]"
 
 
 def test_the_report_needs_no_torch():
-    heavy = ["torch", "pytorch_lightning", "timm", "torchvision", "ax", "sklearn"]
-    code = f"import sys; import mlrc_lightning.report.site\nprint([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.strip() == "[]"
+    heavy = [name for name in HEAVY if name not in ("matplotlib", "pandas")]
+    assert imported_beside(["mlrc_lightning.reporting.site.site"], heavy).strip() == "[]"

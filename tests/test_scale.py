@@ -7,9 +7,9 @@ import scale
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from mlrc_lightning.data.splits import first_half_classes, mlrc_classes
 from mlrc_lightning.models.bn_inception import BNInception
-from mlrc_lightning.selection import UNTRAINED_EPOCH, Selection
-from mlrc_lightning.splits import first_half_classes, mlrc_classes
+from mlrc_lightning.training.selection import UNTRAINED_EPOCH, Selection
 
 ROOT = Path(__file__).parents[1]
 

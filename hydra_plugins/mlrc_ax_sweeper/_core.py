@@ -19,7 +19,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from ._errors import SweepError
+from ._errors import SpaceExhaustedError, SweepError
 from ._jobs import Job, JobResult, is_usage_error, run_job
 from ._ledger import Ledger, SearchLock
 from ._problem import Problem, check_resume, new_header
@@ -27,7 +27,7 @@ from ._racing import cannot_win
 from ._results import write_results
 from ._state import SearchState, Trial
 from ._stopping import EarlyStopper
-from ._suggest import SpaceExhaustedError, suggest
+from ._suggest import suggest
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The error that the sweeper raises for what a user can cause."""
+"""The errors of a search."""
 
 
 class SweepError(Exception):
@@ -8,3 +8,7 @@ class SweepError(Exception):
     """
 
     is_usage_error = True
+
+
+class SpaceExhaustedError(Exception):
+    """There is no point left that has not been tried."""

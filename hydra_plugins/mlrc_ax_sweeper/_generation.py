@@ -22,11 +22,11 @@ from ._ax import (
     SearchSpaceExhausted,
     torch,
 )
+from ._errors import SpaceExhaustedError
 from ._measurements import Measurement, observations
-from ._problem import Problem
+from ._problem import Problem, derived_seed
 from ._search_space import Parameter, Value, bare_name
 from ._state import Trial
-from ._suggest import SpaceExhaustedError, derived_seed
 
 log = logging.getLogger(__name__)
 

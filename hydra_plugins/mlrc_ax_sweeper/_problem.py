@@ -1,6 +1,7 @@
 """What one search is: its space, goal and settings, checked, and compared with the ledger's on resume."""
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import math
@@ -354,3 +355,9 @@ def problem_from_header(header: Mapping[str, Any]) -> Problem:
     }
     merged = OmegaConf.merge(OmegaConf.structured(MLRCAxSweeperConf), sweeper)
     return build_problem(OmegaConf.create({"hydra": {"sweeper": merged}}), [])
+
+
+def derived_seed(seed: int, index: int) -> int:
+    """A seed for one purpose, unrelated to its neighbours'."""
+    digest = hashlib.sha256(f"{seed}:{index}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1

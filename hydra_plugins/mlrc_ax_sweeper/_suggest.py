@@ -4,7 +4,6 @@ Nothing else is carried from one suggestion to the next, so a search that was ki
 been. Ax is imported only where it is asked.
 """
 
-import hashlib
 import itertools
 import math
 import random
@@ -13,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from ._errors import SweepError
+from ._errors import SpaceExhaustedError, SweepError
 from ._problem import Problem
 from ._search_space import Value
 from ._state import Trial
@@ -29,10 +28,6 @@ class Suggestion:
     # e.g. "Sobol", "BoTorch"
     generator: str
     seconds: float
-
-
-class SpaceExhaustedError(Exception):
-    """There is no point left that has not been tried."""
 
 
 def suggest(problem: Problem, seed: int, trials: Sequence[Trial]) -> Suggestion:
@@ -96,9 +91,3 @@ def _next_of_grid(problem: Problem, seed: int, trials: Sequence[Trial]) -> dict[
 
 def _key(parameters: Mapping[str, Value]) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((name, repr(value)) for name, value in parameters.items()))
-
-
-def derived_seed(seed: int, index: int) -> int:
-    """A seed for one purpose, unrelated to its neighbours'."""
-    digest = hashlib.sha256(f"{seed}:{index}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import warnings
 
-import mlrc_lightning.torchvision_import  # noqa: F401
+import mlrc_lightning._torchvision  # noqa: F401
 
 import numpy as np
 import torch

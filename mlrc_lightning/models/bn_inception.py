@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, max_pool2d, relu
 
-from mlrc_lightning.datasets.download import RemoteFile, download
+from mlrc_lightning.data.download import RemoteFile, download
 from mlrc_lightning.errors import ConfigError, DownloadError, WeightsError
 from mlrc_lightning.models.trunk import Normalization, Trunk
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import mlrc_lightning.torchvision_import  # noqa: F401
+import mlrc_lightning._torchvision  # noqa: F401
 
 import timm
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mlrc_lightning.errors import ConfigError, WeightsError
 from mlrc_lightning.models.trunk import Normalization, Trunk
-from mlrc_lightning.schema import suggestion
+from mlrc_lightning.reading import suggestion
 
 
 class TimmTrunk(Trunk):

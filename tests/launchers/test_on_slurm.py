@@ -11,7 +11,7 @@ import pytest
 from hydra.plugins.launcher import Launcher
 
 from hydra_plugins.mlrc_slurm_launcher.__main__ import main as slurm_command
-from mlrc_lightning.submit import submit
+from mlrc_lightning.cli.submit import submit
 
 from .conftest import APP, ROOT, error_of
 from .test_local import wait_for

@@ -9,7 +9,7 @@ import pytest
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
-from mlrc_lightning.datasets.cache import CachedImages
+from mlrc_lightning.data.cache import CachedImages
 
 from .test_local import _no_pool_stays, wait_for  # noqa: F401 - a fixture
 

@@ -11,8 +11,8 @@ from hydra.plugins.launcher import Launcher
 
 from hydra_plugins.mlrc_slurm_launcher.__main__ import main as slurm_command
 from mlrc_lightning.__main__ import main
+from mlrc_lightning.cli.submit import submit
 from mlrc_lightning.errors import ConfigError
-from mlrc_lightning.submit import submit
 
 from .conftest import FakeSlurm, error_of
 from .test_local import wait_for

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from mlrc_lightning.records import TrialRecord, read_json
-from mlrc_lightning.reproduce import reproduce
-from mlrc_lightning.submit import submit
+from mlrc_lightning.cli.reproduce import reproduce
+from mlrc_lightning.cli.submit import submit
+from mlrc_lightning.results.records import TrialRecord, read_json
 
 from ..test_ranks import ranks_of
 from .conftest import ROOT

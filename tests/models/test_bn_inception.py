@@ -4,7 +4,7 @@ import hashlib
 import pickletools
 import warnings
 
-import mlrc_lightning.torchvision_import  # noqa: F401  # isort: skip
+import mlrc_lightning._torchvision  # noqa: F401  # isort: skip
 import numpy as np
 import pytest
 import safetensors.torch
@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from mlrc_lightning.augment import center_crop
-from mlrc_lightning.datasets import download
-from mlrc_lightning.datasets.cache import resize_shorter_side
-from mlrc_lightning.datasets.download import RemoteFile
+from mlrc_lightning.data import download
+from mlrc_lightning.data.augment import center_crop
+from mlrc_lightning.data.cache import resize_shorter_side
+from mlrc_lightning.data.download import RemoteFile
 from mlrc_lightning.errors import ConfigError, WeightsError
 from mlrc_lightning.models import bn_inception
 from mlrc_lightning.models.bn_inception import WEIGHTS, BNInception

@@ -2,7 +2,7 @@
 
 import importlib.resources
 
-import mlrc_lightning.torchvision_import  # noqa: F401
+import mlrc_lightning._torchvision  # noqa: F401
 
 import pytest
 import safetensors.torch

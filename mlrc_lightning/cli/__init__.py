@@ -1,0 +1,1 @@
+"""The commands of `python -m mlrc_lightning`: one file a command."""

@@ -1,0 +1,85 @@
+"""Omniglot's background set in its official layout."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+from mlrc_lightning.data.images import ImageFiles, image_files_in
+from mlrc_lightning.errors import DatasetError
+
+NUM_CLASSES = 964
+NUM_IMAGES = 19_280
+
+
+class Omniglot(ImageFiles):
+    """Reads ALPHABET/characterNN/DDDD_SS.png; a class is one character of one alphabet, in alphabetical order.
+
+    Args:
+        root: Folder of the alphabets, or the folder above it (`images_background`).
+        archive: The official `images_background.zip`, extracted by `prepare` where the images are not there yet.
+
+    Raises:
+        DatasetError: The images are missing or not the 964 characters with 20 drawings each.
+
+    Source: Lake, Salakhutdinov, Tenenbaum (2015), Science 350(6266); github.com/brendenlake/omniglot.
+    """
+
+    def __init__(self, root: str, archive: str | None = None) -> None:
+        folder = Path(root)
+        nested = folder / "images_background"
+        alphabets = nested if nested.is_dir() else folder
+        characters = sorted(alphabets.glob("*/character*"))
+        if not characters:
+            raise DatasetError(
+                f"Omniglot: expected ALPHABET/characterNN folders in {folder}, found none. Download"
+                " images_background.zip (github.com/brendenlake/omniglot, folder python), then run:"
+                " python -m mlrc_lightning prepare dataset=omniglot dataset.images.archive=images_background.zip"
+            )
+        paths, labels = [], []
+        for character in characters:
+            files = image_files_in(character)
+            paths += files
+            labels += [f"{character.parent.name}/{character.name}"] * len(files)
+        if (len(characters), len(paths)) != (NUM_CLASSES, NUM_IMAGES):
+            raise DatasetError(
+                f"Omniglot: expected {NUM_CLASSES} characters and {NUM_IMAGES:,} drawings in {alphabets}, found"
+                f" {len(characters)} and {len(paths):,}. Extract the archive again."
+            )
+        super().__init__(paths, labels, root=alphabets)
+
+    @classmethod
+    def prepare(cls, root: str, archive: str | None = None) -> None:
+        """Extracts the archive where the images are not there yet; a broken extraction leaves nothing behind.
+
+        Raises:
+            DatasetError: The archive is missing, damaged, or names files outside its folder.
+        """
+        folder = Path(root)
+        if archive is None or any(folder.glob("**/character01")):
+            return
+        source = Path(archive)
+        if not source.is_file():
+            raise DatasetError(f"dataset.images.archive: expected a zip file at {source}, found none.")
+        partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+        try:
+            with zipfile.ZipFile(source) as opened:
+                outside = [name for name in opened.namelist() if name.startswith("/") or ".." in Path(name).parts]
+                if outside:
+                    raise DatasetError(f"{source}: refused, it names files outside its folder ({outside[0]}).")
+                damaged = opened.testzip()
+                if damaged is not None:
+                    raise DatasetError(f"{source}: expected an intact archive, found {damaged} damaged.")
+                opened.extractall(partial)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+            partial.rename(folder)
+        except zipfile.BadZipFile as error:
+            raise DatasetError(f"{source}: expected a zip archive ({error}). Download it again.") from error
+        except FileExistsError:
+            raise DatasetError(f"{folder}: expected an empty or missing folder to extract into.") from None
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)

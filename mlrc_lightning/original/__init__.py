@@ -1,0 +1,1 @@
+"""Folders and models of the paper's own program, powerful-benchmarker."""

@@ -1,0 +1,1 @@
+"""Signals, collectives, ranks, and folds at once."""

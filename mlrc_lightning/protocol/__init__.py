@@ -1,0 +1,1 @@
+"""The protocol, from top to bottom: a trial, its folds, their evaluation, and the baselines."""

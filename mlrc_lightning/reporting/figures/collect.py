@@ -1,0 +1,548 @@
+"""Finds what each figure shows among results and reference data, and says in words what it shows or lacks."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from mlrc_lightning.errors import RecordError
+from mlrc_lightning.reference import rows
+from mlrc_lightning.reporting.figures import NAMES, NEIGHBORS_FILE, PROJECTION_FILE
+from mlrc_lightning.reporting.figures.comparison import PairwiseTest, pairwise_heat_map
+from mlrc_lightning.reporting.figures.reality import (
+    OURS_128,
+    OURS_512,
+    PAPER_128,
+    PAPER_512,
+    PAPERS,
+    Bar,
+    Column,
+    accuracy_over_years,
+    mean_improvement,
+    relative_improvements,
+)
+from mlrc_lightning.reporting.figures.retrieval import NeighborSheet, neighbor_sheet, projection
+from mlrc_lightning.reporting.figures.search import TrialPoint, optimisation
+from mlrc_lightning.reporting.figures.toy import SCORES, ToyEmbedding, toy_embeddings
+from mlrc_lightning.reporting.figures.training import learning_curves
+from mlrc_lightning.reporting.intervals import t_interval
+from mlrc_lightning.reporting.statistics import paper_curve
+from mlrc_lightning.reporting.tables.benchmark import value_at
+from mlrc_lightning.reporting.tables.catalog import EMBEDDINGS, LOSSES, title_of
+from mlrc_lightning.results.records import RECORD_FILE, TrialRecord, read_json
+from mlrc_lightning.results.runs import UNTRAINED, RunSet, run_sets
+from mlrc_lightning.results.searches import SearchResult, searches
+
+FOLDER = "figures"
+"""Of the figures, below the folder of results; nothing in it is read as a result."""
+TOY_FILE = Path(FOLDER) / "inputs" / "toy.npz"
+PAIRWISE_FILE = "pairwise_tests.csv"
+
+DATASETS = {"cub200": "CUB200", "cars196": "Cars196", "sop": "SOP"}
+AXES = {"precision_at_1": "Precision@1 (%)", "mean_average_precision_at_r": "MAP@R (%)"}
+SOURCES = {"search": "our search's best settings", "paper": "the paper's settings", "given": "given settings"}
+BASELINES = ("Contrastive", "Triplet")
+NOT_AVERAGED = (*BASELINES, "FastAP")
+"""Left out of Figure 3's means: both baselines, and FastAP, PROTOCOL.md section 8."""
+_Collect = Callable[[Path, Sequence["RunSet"]], Iterator["Drawing | Lacking"]]
+_REPRODUCE = "python train.py -m stage=reproduce"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure with its name and words.
+
+    Attributes:
+        path: Below the folder of figures, without suffix.
+        title: One line.
+        description: What it shows, in words and numbers.
+        figure: To be saved.
+    """
+
+    path: PurePosixPath
+    title: str
+    description: str
+    figure: Figure
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """Why a figure, or a part of it, is not drawn, and what to do."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A mean over runs, in per cent, with the half width of its 95 % t-interval; None for fewer than two runs."""
+
+    mean: float
+    half_width: float | None
+    num_runs: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All reproductions of one protocol from one source of hyperparameters.
+
+    Attributes:
+        protocol: Name and hash.
+        source: search, paper or given.
+        accuracies: By benchmark, loss (its name in the paper), embedding and metric.
+    """
+
+    protocol: str
+    source: str
+    accuracies: Mapping[tuple[str, str, str, str], Accuracy]
+
+
+def collect(name: str, outputs: Path, sets: Sequence[RunSet] | None = None) -> Iterator[Drawing | Lacking]:
+    """Draws all figures of one name.
+
+    Args:
+        name: One of `NAMES`.
+        outputs: Folder of results.
+        sets: All sets of runs in it, where they are known; their records are then read once for several names.
+
+    Raises:
+        RecordError: A stored file is damaged.
+    """
+    yield from _COLLECT[name](outputs, run_sets(outputs) if sets is None else sets)
+
+
+def measured(sets: Sequence[RunSet]) -> list[Measured]:
+    """Groups tested reproductions by protocol and source, and averages each cell over its runs.
+
+    Where one source has several settings of a loss, the one with the most runs counts, of equal ones the first by id.
+    What needs no training has no place among losses by year.
+    """
+    chosen: dict[tuple[str, str], dict[tuple[str, str], tuple[TrialRecord, ...]]] = {}
+    for run_set in sets:
+        runs = tuple(run.outcome for run in run_set.complete if run.outcome is not None)
+        if runs and run_set.loss != UNTRAINED:
+            cells = chosen.setdefault((run_set.protocol, run_set.source), {})
+            cell = run_set.benchmark, title_of(run_set.loss)
+            if len(runs) > len(cells.get(cell, ())):
+                cells[cell] = runs
+    found = []
+    for (protocol, source), cells in sorted(chosen.items()):
+        accuracies = {}
+        for (benchmark, loss), runs in cells.items():
+            for embedding in EMBEDDINGS:
+                for metric in AXES:
+                    values = [value_at(run, f"test.{embedding}.{metric}") for run in runs]
+                    # models of some folds alone have no concatenated embedding
+                    known = [value for value in values if value is not None]
+                    if len(known) == len(values):
+                        interval = t_interval([100 * value for value in known])
+                        accuracy = Accuracy(interval.mean, interval.half_width, interval.n)
+                        accuracies[benchmark, loss, embedding, metric] = accuracy
+        found.append(Measured(protocol, source, accuracies))
+    return found
+
+
+def loss_years() -> dict[str, int]:
+    """Returns the year of each of the paper's losses, oldest first."""
+    return {row.title: row.year for row in LOSSES if row.is_of_the_paper}
+
+
+def _figure_1(outputs: Path, sets: Sequence[RunSet]) -> Iterator[Drawing | Lacking]:
+    path = outputs / TOY_FILE
+    if not path.exists():
+        yield Lacking(f"figure_1: no {path}; python -m mlrc_lightning figure figure_1 computes it.")
+        return
+    arrays = _load(path, [f"{name}_{part}" for name in "abc" for part in ("points", "labels", "scores")])
+    embeddings = [
+        ToyEmbedding(
+            name,
+            arrays[f"{name}_points"],
+            arrays[f"{name}_labels"],
+            dict(zip(SCORES, arrays[f"{name}_scores"].tolist(), strict=True)),
+        )
+        for name in "abc"
+    ]
+    paper = {
+        row["embedding"]: {key: float(text) for key, text in row.items() if key != "embedding"}
+        for row in rows("figure_1.csv")
+    }
+    title = "Figure 1: clustering scores hardly tell these embeddings apart, retrieval scores do"
+    scores = "; ".join(
+        f"({e.name}) " + ", ".join(f"{SCORES[key]} {100 * value:.1f}" for key, value in e.scores.items())
+        for e in embeddings
+    )
+    yield Drawing(
+        PurePosixPath("figure_1"),
+        title,
+        "Three embeddings in the plane, two classes of 1000 points, uniform in strips: (a) each class in two strips,"
+        " the inner ones touching; (b) one wide strip each, touching; (c) one strip each, apart."
+        f" Recomputed, in per cent: {scores}. Beside them the scores that the paper prints; the points are drawn anew,"
+        " so they agree up to the draw.",
+        toy_embeddings(title, embeddings, paper),
+    )
+
+
+def _figure_2a(outputs: Path, sets: Sequence[RunSet]) -> Iterator[Drawing | Lacking]:
+    panels = {
+        title: [
+            Column(row["method"], int(row["year"]), (Bar(PAPERS, float(row[key]) if row[key] else None),))
+            for row in rows("figure_2a.csv")
+        ]
+        for key, title in DATASETS.items()
+    }
+    title = "Figure 2a: Precision@1 over the years, as papers reported it"
+    yield Drawing(
+        PurePosixPath("figure_2a"),
+        title,
+        f"Bars of {len(rows('figure_2a.csv'))} methods in order of year, digitised from Musgrave et al. 2020."
+        f" {_ranges(panels)} Contrastive, Triplet and Semihard Mining are averages of reported baselines.",
+        accuracy_over_years(title, AXES["precision_at_1"], panels),
+    )
+
+
+def _figure_2b(metric: str) -> _Collect:
+    name = "figure_2b" if metric == "precision_at_1" else "figure_2b_map_at_r"
+    label = AXES[metric].removesuffix(" (%)")
+
+    def draw(outputs: Path, sets: Sequence[RunSet]) -> Iterator[Drawing | Lacking]:
+        paper = {key[:3]: value for key, value in _paper("concatenated_512").items() if key[2] == metric}
+        years = loss_years()
+        titled = f"Figure 2b: {label} over the years, measured alike"
+        panels = {
+            text: [
+                Column(loss, year, (Bar(PAPER_512, *_cell(paper.get((key, loss, metric)))),))
+                for loss, year in years.items()
+            ]
+            for key, text in DATASETS.items()
+        }
+        words = f"{label} of the concatenated embeddings by loss, in order of year, with 95 % intervals."
+        yield Drawing(
+            PurePosixPath(name),
+            titled,
+            f"{words} {_ranges(panels)} Source: Musgrave et al. 2020, Tables 4 to 6.",
+            accuracy_over_years(titled, AXES[metric], panels),
+        )
+        ours = measured(sets)
+        if not ours:
+            yield Lacking(f"{name}: the paper's values alone, no tested reproductions in {outputs}; run {_REPRODUCE}.")
+        for own in ours:
+            cells = {key: value for key, value in own.accuracies.items() if key[2:] == ("concatenated", metric)}
+            benchmarks = sorted({benchmark for benchmark, *_ in cells}, key=lambda b: ([*DATASETS, b].index(b), b))
+            is_papers = any(benchmark in DATASETS for benchmark in benchmarks)
+            if is_papers:
+                benchmarks = [*DATASETS, *(benchmark for benchmark in benchmarks if benchmark not in DATASETS)]
+            losses = years | dict.fromkeys(sorted({loss for _, loss, *_ in cells} - years.keys()))
+            panels = {}
+            for benchmark in benchmarks:
+                panels[DATASETS.get(benchmark, benchmark)] = [
+                    Column(
+                        loss,
+                        year,
+                        (
+                            *([Bar(PAPER_512, *_cell(paper.get((benchmark, loss, metric))))] if is_papers else []),
+                            Bar(OURS_512, *_cell(cells.get((benchmark, loss, "concatenated", metric)))),
+                        ),
+                    )
+                    for loss, year in losses.items()
+                ]
+            if not panels:
+                yield Lacking(f"{name}: {own.protocol} has no concatenated accuracies; train all folds.")
+                continue
+            title = f"{label} over the years, {SOURCES.get(own.source, own.source)} ({own.protocol})"
+            counts = sorted({value.num_runs for value in cells.values()})
+            num_runs = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+            yield Drawing(
+                PurePosixPath(own.protocol, f"{name}_{own.source}"),
+                title,
+                f"{words} {_ranges(panels)} Ours: means over {num_runs} training runs; a dash is a missing value.",
+                accuracy_over_years(title, AXES[metric], panels),
+            )
+
+    return draw
+
+
+def _figure_3(baseline: str) -> _Collect:
+    name = "figure_3a" if baseline == "Contrastive" else "figure_3b"
+
+    def draw(outputs: Path, sets: Sequence[RunSet]) -> Iterator[Drawing | Lacking]:
+        averaged = [loss for loss in loss_years() if loss not in NOT_AVERAGED]
+        papers = {row["dataset"]: float(row["papers"]) for row in rows("figure_3.csv") if row["baseline"] == baseline}
+        paper = {name: _paper(name) for name in ("separated_128", "concatenated_512")}
+
+        def bars(accuracies: Mapping[tuple[str, str, str], Accuracy], dataset: str, series: str) -> Bar:
+            own = {
+                loss: value.mean for (d, loss, m), value in accuracies.items() if (d, m) == (dataset, "precision_at_1")
+            }
+            return Bar(series, mean_improvement(own, baseline, averaged))
+
+        theirs = {
+            key: [
+                Bar(PAPERS, papers[key]),
+                bars(paper["separated_128"], key, PAPER_128),
+                bars(paper["concatenated_512"], key, PAPER_512),
+            ]
+            for key in DATASETS
+        }
+        words = (
+            f"Mean relative improvement of Precision@1 over {baseline}, in per cent. Reality: mean over"
+            f" {len(averaged)} losses, without {', '.join(NOT_AVERAGED[:-1])} and {NOT_AVERAGED[-1]}."
+        )
+        title = f"Figure {name[-2:]}: improvement over {baseline}, papers and reality"
+        groups = {DATASETS[key]: value for key, value in theirs.items()}
+        yield Drawing(
+            PurePosixPath(name), title, f"{words} {_bars_in_words(groups)}", relative_improvements(title, groups)
+        )
+        for own in measured(sets):
+            accuracies = {
+                embedding: {(b, loss, m): v for (b, loss, e, m), v in own.accuracies.items() if e == embedding}
+                for embedding in ("separated", "concatenated")
+            }
+            ours = {
+                benchmark: [
+                    bars(accuracies["separated"], benchmark, OURS_128),
+                    bars(accuracies["concatenated"], benchmark, OURS_512),
+                ]
+                for benchmark in dict.fromkeys([*DATASETS, *sorted({key[0] for key in own.accuracies})])
+            }
+            if all(bar.value is None for pair in ours.values() for bar in pair):
+                yield Lacking(
+                    f"{name}: {own.protocol} ({own.source}) has on no benchmark all of {baseline} and the"
+                    f" {len(averaged)} losses that the mean is over; run {_REPRODUCE} for the missing ones."
+                )
+                continue
+            if any(key[0] in DATASETS for key in own.accuracies):
+                groups = {text: [*theirs[key], *ours[key]] for key, text in DATASETS.items()}
+            else:
+                groups = {key: pair for key, pair in ours.items() if key not in DATASETS}
+            title = f"Improvement over {baseline}, {SOURCES.get(own.source, own.source)} ({own.protocol})"
+            yield Drawing(
+                PurePosixPath(own.protocol, f"{name}_{own.source}"),
+                title,
+                f"{words} {_bars_in_words(groups)}",
+                relative_improvements(title, groups),
+            )
+
+    return draw
+
+
+def _optimisation(outputs: Path, sets: Sequence[RunSet]) -> Iterator[Drawing | Lacking]:
+    found = searches(outputs)
+    if not any(search.trials for search in found):
+        yield Lacking(f"optimisation: no searches in {outputs}; run python train.py -m loss=… dataset=…")
+    for search in found:
+        ended = [trial for trial in search.trials if trial.state != "open"]
+        if not ended:
+            continue
+        points = [TrialPoint(trial.index, trial.mean, trial.values if trial.mean else ()) for trial in ended]
+        loss = title_of(search.loss)
+        curve = paper_curve(search.benchmark, loss)
+        paper = [] if curve is None else curve.tolist()
+        title = f"{loss} on {search.benchmark}: {len(points)} trials ({search.protocol})"
+        best = search.best
+        words = f"the best reached {100 * best.mean:.2f}" if best and best.mean else "no trial has a value"
+        theirs = f" The paper's own search reached {100 * paper[-1]:.2f} in {len(paper)} trials." if paper else ""
+        yield Drawing(
+            PurePosixPath(*search.folder.relative_to(outputs).parts, "optimisation"),
+            title,
+            f"Validation MAP@R in per cent, mean over folds, of {len(points)} trials; {words}; {search.num_failed}"
+            f" failed.{theirs}",
+            optimisation(title, points, paper),
+        )
+
+
+def _learning_curves(outputs: Path, sets: Sequence[RunSet]) -> Iterator[Drawing | Lacking]:
+    folders = [run.folder for run_set in sets for run in run_set.runs]
+    folders += [path.parent for path in outputs.glob(f"*/*/*/train/*/{RECORD_FILE}")]
+    folders += [folder for search in searches(outputs) if (folder := _best_trial(search)) is not None]
+    drawn = False
+    for folder in sorted(folders):
+        path = folder / RECORD_FILE
+        record = read_json(path, TrialRecord) if path.exists() else None
+        if record is None or not record.folds:
+            continue
+        drawn = True
+        relative = folder.relative_to(outputs)
+        title = f"{title_of(record.loss)} on {record.benchmark}, {'/'.join(relative.parts[3:]) or folder.name}"
+        words = "; ".join(
+            f"fold {fold.fold}: epoch {fold.selected_epoch} of {fold.epochs[-1].epoch} selected, MAP@R"
+            f" {100 * fold.val['mean_average_precision_at_r']:.2f}"
+            for fold in record.folds
+        )
+        yield Drawing(
+            PurePosixPath(*relative.parts, "learning_curves"),
+            title,
+            f"Training loss and validation MAP@R in per cent by epoch. {words}.",
+            learning_curves(title, record.folds),
+        )
+    if not drawn:
+        yield Lacking(f"learning_curves: no trained trials in {outputs}; run python train.py")
+
+
+def _best_trial(search: SearchResult) -> Path | None:
+    """Returns the folder of a search's best trial, wherever below the search its trials are."""
+    if search.best is None:
+        return None
+    name = f"{search.best.index}/{RECORD_FILE}"
+    return next((path.parent for path in sorted(search.folder.rglob(name))), None)
+
+
+def _projection(outputs: Path, sets: Sequence[RunSet]) -> Iterator[Drawing | Lacking]:
+    paths = _stored(outputs, PROJECTION_FILE)
+    if not paths:
+        yield Lacking(f"projection: no {PROJECTION_FILE} in {outputs}; the first run of a setting stores it.")
+    for path in paths:
+        arrays = _load(path, ["points", "labels", "class_names"])
+        names = arrays["class_names"].tolist()
+        title = f"Test embeddings, t-SNE: {_place(outputs, path)}"
+        yield Drawing(
+            PurePosixPath(*path.parent.relative_to(outputs).parts, "projection"),
+            title,
+            f"{len(arrays['points'])} test images of {len(np.unique(arrays['labels']))} classes, projected by t-SNE;"
+            " the largest classes have a mark each. Distances between groups mean nothing.",
+            projection(title, arrays["points"], arrays["labels"], names),
+        )
+
+
+def _neighbors(outputs: Path, sets: Sequence[RunSet]) -> Iterator[Drawing | Lacking]:
+    paths = _stored(outputs, NEIGHBORS_FILE)
+    if not paths:
+        yield Lacking(f"neighbors: no {NEIGHBORS_FILE} in {outputs}; the first run of a setting stores it.")
+    for path in paths:
+        arrays = _load(path, ["queries", "neighbors", "similarities", "labels", "thumbnails", "class_names"])
+        names = tuple(arrays.pop("class_names").tolist())
+        sheet = NeighborSheet(**arrays, class_names=names)
+        right = sheet.labels[sheet.neighbors] == sheet.labels[sheet.queries][:, None]
+        title = f"Nearest test images: {_place(outputs, path)}"
+        words = "; ".join(
+            f"{names[sheet.labels[query]]}: {int(row.sum())} of {len(row)} right"
+            for query, row in zip(sheet.queries, right, strict=True)
+        )
+        yield Drawing(
+            PurePosixPath(*path.parent.relative_to(outputs).parts, "neighbors"),
+            title,
+            f"A row a query, its nearest images from left to right; right ones have a solid frame and a check mark,"
+            f" wrong ones a dashed frame and a cross. {words}.",
+            neighbor_sheet(title, sheet),
+        )
+
+
+def _pairwise_tests(outputs: Path, sets: Sequence[RunSet]) -> Iterator[Drawing | Lacking]:
+    paths = _stored(outputs, PAIRWISE_FILE)
+    if not paths:
+        yield Lacking(f"pairwise_tests: no {PAIRWISE_FILE} in {outputs}; it needs tested reproductions of two losses.")
+    for path in paths:
+        tests = read_pairwise(path)
+        present = list(dict.fromkeys(name for test in tests for name in (test.loss_a, test.loss_b)))
+        order = list(loss_years())
+        losses = sorted(present, key=lambda loss: (order.index(loss) if loss in order else len(order), loss))
+        significant = sum(test.p_holm is not None and test.p_holm <= 0.05 for test in tests)
+        title = f"Pairwise tests: {_place(outputs, path)}"
+        yield Drawing(
+            PurePosixPath(*path.parent.relative_to(outputs).parts, "pairwise_tests"),
+            title,
+            f"Difference of every two of {len(losses)} losses, row minus column, in percentage points; {significant} of"
+            f" {len(tests)} pairs differ at the 5 % level after Holm's correction.",
+            pairwise_heat_map(title, losses, tests),
+        )
+
+
+def read_pairwise(path: Path) -> list[PairwiseTest]:
+    """Reads the stored tests of a table: loss_a, loss_b, effect, low, high, p, p_holm, the last four empty if untested.
+
+    Raises:
+        RecordError: A column is missing or not a number.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    try:
+        return [
+            PairwiseTest(
+                line["loss_a"],
+                line["loss_b"],
+                float(line["effect"]),
+                *(float(line[key]) if line[key] else None for key in ("low", "high", "p", "p_holm")),
+            )
+            for line in lines
+        ]
+    except (KeyError, ValueError, TypeError) as error:
+        raise RecordError(
+            f"{path}: expected the columns loss_a, loss_b, effect, low, high, p, p_holm with numbers, found {error!r}."
+            " Remove it and run the tests again."
+        ) from error
+
+
+def _stored(outputs: Path, name: str) -> list[Path]:
+    return [path for path in sorted(outputs.rglob(name)) if path.relative_to(outputs).parts[0] != FOLDER]
+
+
+def _load(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in names}
+    except (KeyError, ValueError, OSError, EOFError) as error:
+        raise RecordError(f"{path}: expected the arrays {', '.join(names)}, found {error}. Remove it.") from error
+
+
+def _place(outputs: Path, path: Path) -> str:
+    """Names a stored file by its folders below the protocol's."""
+    return " / ".join(path.parent.relative_to(outputs).parts[1:]) or path.parent.name
+
+
+def _paper(embedding: str) -> dict[tuple[str, str, str], Accuracy]:
+    """Returns the paper's means by dataset, loss and metric, in per cent; they are over 10 runs."""
+    return {
+        (row["dataset"], row["loss"], row["metric"]): Accuracy(
+            float(row["mean"]), float(row["ci95"]) if row["ci95"] else None, 10
+        )
+        for row in rows("paper_tables.csv")
+        if row["embedding"] == embedding
+    }
+
+
+def _cell(accuracy: Accuracy | None) -> tuple[float | None, float | None]:
+    return (None, None) if accuracy is None else (accuracy.mean, accuracy.half_width)
+
+
+def _ranges(panels: Mapping[str, Sequence[Column]]) -> str:
+    """Says of each panel and series which methods are lowest and highest."""
+    who = {PAPERS: "papers", PAPER_512: "Musgrave et al.", OURS_512: "ours"}
+    sentences = []
+    for name, columns in panels.items():
+        for series in dict.fromkeys(bar.series for column in columns for bar in column.bars):
+            values = sorted((bar.value, column.label) for column in columns for bar in column.bars
+                            if bar.series == series and bar.value is not None)  # fmt: skip
+            ends = [f"{value:.1f} ({label})" for value, label in values[:1] + values[-1:]]
+            sentences.append(f"{name}, {who[series]}: {' to '.join(ends) or 'none yet'}.")
+    return " ".join(sentences)
+
+
+def _bars_in_words(groups: Mapping[str, Sequence[Bar]]) -> str:
+    who = {PAPERS: "papers", PAPER_128: "separated", PAPER_512: "concatenated",
+           OURS_128: "ours separated", OURS_512: "ours concatenated"}  # fmt: skip
+    return " ".join(
+        f"{name}: "
+        + ", ".join(f"{who[bar.series]} {'missing' if bar.value is None else f'{bar.value:.1f}'}" for bar in bars)
+        + "."
+        for name, bars in groups.items()
+    )
+
+
+_COLLECT: dict[str, _Collect] = {
+    "figure_1": _figure_1,
+    "figure_2a": _figure_2a,
+    "figure_2b": _figure_2b("precision_at_1"),
+    "figure_2b_map_at_r": _figure_2b("mean_average_precision_at_r"),
+    "figure_3a": _figure_3("Contrastive"),
+    "figure_3b": _figure_3("Triplet"),
+    "optimisation": _optimisation,
+    "learning_curves": _learning_curves,
+    "projection": _projection,
+    "neighbors": _neighbors,
+    "pairwise_tests": _pairwise_tests,
+}
+assert _COLLECT.keys() == NAMES.keys()

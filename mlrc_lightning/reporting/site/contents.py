@@ -1,0 +1,229 @@
+"""What the report is of: protocols, benchmarks, searches, runs and tables found among the results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlrc_lightning.files import config_folder
+from mlrc_lightning.reporting.tables.benchmark import Benchmark, benchmark_page
+from mlrc_lightning.reporting.tables.catalog import LOSSES, title_of
+from mlrc_lightning.reporting.tables.cells import Page
+from mlrc_lightning.reporting.tables.hyperparameters import PAPER_SETTINGS
+from mlrc_lightning.results.records import RECORD_FILE
+from mlrc_lightning.results.runs import UNFINISHED, UNTRAINED, Run, RunSet, run_sets
+from mlrc_lightning.results.searches import SearchResult, searches
+from mlrc_lightning.settings.benchmark import Composition, compose, overrides_of
+from mlrc_lightning.settings.types import NUM_FOLDS
+
+SOURCE_TITLES = {
+    "search": "searched hyperparameters",
+    "paper": "the paper’s hyperparameters",
+    "given": "given settings",
+}
+
+
+@dataclass(frozen=True)
+class BenchmarkTable:
+    """The table of one benchmark under one protocol, of runs from one source of hyperparameters.
+
+    Attributes:
+        path: Of its page, below the report.
+        benchmark: What it is of, and what it asks for.
+        source: search, paper or given.
+        content: Before it is rendered.
+    """
+
+    path: str
+    benchmark: Benchmark
+    source: str
+    content: Page
+
+    @property
+    def title(self) -> str:
+        """Name of the benchmark, and of the source where it is not the search."""
+        name = benchmark_title(self.benchmark.name)
+        return name if self.source == "search" else f"{name}, {SOURCE_TITLES.get(self.source, self.source)}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Losses by benchmarks of one protocol.
+
+    Attributes:
+        protocol: Name and hash.
+        is_papers: Whether it is the paper's own, all of whose losses and settings are shown.
+        benchmarks: Columns.
+        losses: Rows, by name.
+        absent: The paper's losses that nothing is there of, where these are left out.
+    """
+
+    protocol: str
+    is_papers: bool
+    benchmarks: tuple[Benchmark, ...]
+    losses: tuple[str, ...]
+    absent: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All that the report shows.
+
+    Attributes:
+        outputs: Where the results lie.
+        sets: All sets of runs.
+        searches: All searches.
+        grids: One a protocol, the paper's first.
+        tables: By grid and benchmark.
+        singles: Folders of trials that are neither of a search nor of a set of runs, relative to `outputs`.
+        protocol: The paper's.
+        max_trials: Trials of a search that the paper's protocol asks for.
+    """
+
+    outputs: Path
+    sets: tuple[RunSet, ...]
+    searches: tuple[SearchResult, ...]
+    grids: tuple[Grid, ...]
+    tables: tuple[BenchmarkTable, ...]
+    singles: tuple[str, ...]
+    protocol: str
+    max_trials: int
+
+    def relative(self, folder: Path) -> str:
+        """Returns a folder's name below `outputs`."""
+        return folder.relative_to(self.outputs).as_posix()
+
+
+def contents(outputs: Path) -> Contents:
+    """Finds everything below a folder of results.
+
+    Raises:
+        RecordError: A stored file is damaged.
+    """
+    sets, found = run_sets(outputs), searches(outputs)
+    papers = [(name, compose(overrides_of(name), outputs)) for name in PAPER_SETTINGS]
+    first = papers[0][1]
+    everything: list[RunSet | SearchResult] = [*sets, *found]
+    protocols = sorted({entry.protocol for entry in everything} - {first.protocol})
+    known = {(entry.protocol, entry.benchmark): entry for _, entry in papers}
+    if protocols:
+        known = _experiments(outputs) | known
+    grids = [_grid(protocol, first, known, sets, found) for protocol in (first.protocol, *protocols)]
+    tables = []
+    for grid in grids:
+        for benchmark in grid.benchmarks:
+            own = [s for s in sets if (s.protocol, s.benchmark) == (grid.protocol, benchmark.name)]
+            for source in sorted({s.source for s in own if s.loss != UNTRAINED} | {"search"}, key=source_order):
+                content = benchmark_page(benchmark.name, benchmark, source, outputs, sets, found)
+                path = f"tables/{grid.protocol}/{benchmark.name}-{source}.html"
+                tables.append(BenchmarkTable(path, benchmark, source, content))
+    singles = tuple(
+        path.parent.relative_to(outputs).as_posix() for path in sorted(outputs.glob(f"*/*/*/train/*/{RECORD_FILE}"))
+    )
+    return Contents(
+        outputs, tuple(sets), tuple(found), tuple(grids), tuple(tables), singles, first.protocol, first.max_trials
+    )
+
+
+def benchmark_title(name: str) -> str:
+    """Returns a benchmark's name as the paper writes it, or its own."""
+    return PAPER_SETTINGS.get(name, name)
+
+
+def loss_title(name: str) -> str:
+    """Returns a loss's name as the tables have it; of what needs no training, that."""
+    return "Without training" if name == UNTRAINED else title_of(name)
+
+
+def search_status(search: SearchResult, max_trials: int) -> str:
+    """Returns how far a search is: 12 of 50 trials, 1 failed."""
+    wanted = search.trials_wanted(max(max_trials, search.max_trials) if search.finished is None else search.max_trials)
+    is_done = search.finished is not None or search.num_done >= wanted
+    done = f"{search.num_done} trials" if is_done else f"{search.num_done} of {wanted} trials"
+    return ", ".join([done, *([f"{search.num_failed} failed"] if search.num_failed else [])])
+
+
+def runs_status(run_set: RunSet, num_runs: int) -> str:
+    """Returns how far a set of runs is: 3 of 10 runs, 1 failed, run 3: 2 of 4 folds."""
+    planned = max(num_runs, len(run_set.runs))
+    done = len(run_set.complete)
+    parts = [f"{done} runs" if done == planned else f"{done} of {planned} runs"]
+    if run_set.failed:
+        parts.append(f"{len(run_set.failed)} failed")
+    parts += [folds_status(run) for run in run_set.runs if run.state == UNFINISHED]
+    return ", ".join(parts)
+
+
+def folds_status(run: Run) -> str:
+    """Returns how far an unfinished run is."""
+    return f"run {run.number}: {run.num_finished_folds} of {NUM_FOLDS} folds"
+
+
+def source_order(source: str) -> tuple[int, str]:
+    """Returns what orders sources of hyperparameters: searched ones, the paper's, given ones, others by name."""
+    order = list(SOURCE_TITLES)
+    return (order.index(source) if source in order else len(order), source)
+
+
+def _grid(
+    protocol: str,
+    papers: Composition,
+    known: dict[tuple[str, str], Composition],
+    sets: Sequence[RunSet],
+    found: Sequence[SearchResult],
+) -> Grid:
+    everything: list[RunSet | SearchResult] = [*sets, *found]
+    own = [entry for entry in everything if entry.protocol == protocol]
+    is_papers = protocol == papers.protocol
+    names = dict.fromkeys([*(PAPER_SETTINGS if is_papers else ()), *sorted({entry.benchmark for entry in own})])
+    benchmarks = []
+    for name in names:
+        composed = known.get((protocol, name))
+        benchmarks.append(_benchmark(name, protocol, papers, composed, sets, found))
+    there = {entry.loss for entry in own}
+    of_the_paper = [row.name for row in LOSSES if row.is_of_the_paper]
+    catalogued = [row.name for row in LOSSES if row.name in there or (is_papers and row.is_of_the_paper)]
+    losses = [*catalogued, *sorted(there - set(catalogued) - {UNTRAINED}), *([UNTRAINED] if UNTRAINED in there else [])]
+    absent = tuple(loss_title(name) for name in of_the_paper if name not in losses)
+    return Grid(protocol, is_papers, tuple(benchmarks), tuple(losses), absent)
+
+
+def _benchmark(
+    name: str,
+    protocol: str,
+    papers: Composition,
+    composed: Composition | None,
+    sets: Sequence[RunSet],
+    found: Sequence[SearchResult],
+) -> Benchmark:
+    """Returns what a table asks for: by an experiment's configuration, or as much as was begun."""
+    paper_setting = name if name in PAPER_SETTINGS else None
+    if composed is not None:
+        budgets = composed.num_runs, composed.max_trials
+        return Benchmark(name, protocol, composed.embedding_size, *budgets, paper_setting)
+    own_sets = [entry for entry in sets if (entry.protocol, entry.benchmark) == (protocol, name)]
+    own_searches = [entry for entry in found if (entry.protocol, entry.benchmark) == (protocol, name)]
+    outcomes = (run.outcome for entry in own_sets for run in entry.runs)
+    outcome = next((outcome for outcome in outcomes if outcome is not None), None)
+    embedder = outcome.settings.get("embedder") if outcome is not None else None
+    size = embedder["embedding_size"] if isinstance(embedder, dict) else papers.embedding_size
+    return Benchmark(
+        name,
+        protocol,
+        int(size),
+        max((len(entry.runs) for entry in own_sets), default=papers.num_runs),
+        max((entry.max_trials for entry in own_searches), default=papers.max_trials),
+        paper_setting,
+    )
+
+
+def _experiments(outputs: Path) -> dict[tuple[str, str], Composition]:
+    """Returns the configured experiments outside the paper by protocol and benchmark; of two, the larger budget."""
+    found: dict[tuple[str, str], Composition] = {}
+    for path in sorted((config_folder() / "experiment").glob("*.yaml")):
+        composed = compose(overrides_of(path.stem), outputs)
+        key = composed.protocol, composed.benchmark
+        if key not in found or composed.num_runs > found[key].num_runs:
+            found[key] = composed
+    return found

@@ -1,0 +1,141 @@
+"""Builds the report: every page from stored results alone, the same bytes for the same results."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from mlrc_lightning.errors import RecordError
+from mlrc_lightning.files import as_json, config_folder
+from mlrc_lightning.reporting.figures import style
+from mlrc_lightning.reporting.figures.save import color_variable, color_variables
+from mlrc_lightning.reporting.site import figure_pages
+from mlrc_lightning.reporting.site.comparisons import DEFAULT_METRIC, Comparisons, compare
+from mlrc_lightning.reporting.site.contents import BenchmarkTable, Contents, contents
+from mlrc_lightning.reporting.site.index_page import index_page
+from mlrc_lightning.reporting.site.layout import FOLDER, INDEX, SCRIPT, STYLE
+from mlrc_lightning.reporting.site.places import run_page, search_page, set_page
+from mlrc_lightning.reporting.site.run_pages import run_document, set_document
+from mlrc_lightning.reporting.site.search_pages import search_document
+from mlrc_lightning.reporting.site.spread import spreads
+from mlrc_lightning.reporting.site.table_pages import LIST, benchmark_document, list_document, plain_document
+from mlrc_lightning.reporting.tables.cited import reported_page, toy_page
+from mlrc_lightning.reporting.tables.hyperparameters import hyperparameters_page, paper_values
+from mlrc_lightning.reporting.tables.make import parameter_keys
+from mlrc_lightning.reporting.tables.manifest import manifest
+from mlrc_lightning.results.records import RECORD_FILE, TrialRecord, read_json
+
+log = logging.getLogger(__name__)
+
+_DRAWN = ".drawn"
+_ASSETS = Path(__file__).parent / "assets"
+
+
+def build(outputs: Path) -> Path:
+    """Writes the report of all results so far.
+
+    Args:
+        outputs: Folder of results.
+
+    Returns:
+        Its first page.
+
+    Raises:
+        RecordError: A stored file is damaged.
+    """
+    folder = outputs / FOLDER
+    projections = figure_pages.Projections(folder / _DRAWN)
+    written = set()
+    for name, content in _files(outputs, projections):
+        path = folder / name
+        _write(path, content.encode())
+        written.add(path)
+    _remove_others(folder, written | projections.used)
+    log.info("%d pages", sum(path.suffix == ".html" for path in written))
+    return folder / INDEX
+
+
+def _files(outputs: Path, projections: figure_pages.Projections) -> Iterator[tuple[str, str]]:
+    """Yields name and content of each file, below the report's folder."""
+    found = contents(outputs)
+    yield STYLE, _colors() + (_ASSETS / STYLE).read_text(encoding="utf-8")
+    yield SCRIPT, (_ASSETS / SCRIPT).read_text(encoding="utf-8")
+    yield INDEX, index_page(found)
+    yield LIST, list_document(found)
+    keys = parameter_keys(config_folder())
+    ours = hyperparameters_page(found.protocol, outputs, found.searches, keys, found.max_trials)
+    yield "hyperparameters.html", plain_document(ours, "hyperparameters.html", "Ours beside the paper’s")
+    yield "reported.html", plain_document(reported_page(), "reported.html", "Precision@1 by paper")
+    yield "toy.html", plain_document(toy_page(), "toy.html", "Computed and cited")
+    yield figure_pages.PAGE, figure_pages.figures_document(outputs, found.sets)
+    for entry in found.tables:
+        yield from _table(found, entry)
+    theirs = paper_values()
+    budgets = {(b.protocol, b.name): b for grid in found.grids for b in grid.benchmarks}
+    for search in found.searches:
+        names = {key: name for name, key in keys.get(search.loss, {}).items()}
+        wanted = budgets[search.protocol, search.benchmark].max_trials
+        yield search_page(found.relative(search.folder)), search_document(found, search, names, theirs, wanted)
+    for run_set in found.sets:
+        num_runs = budgets[run_set.protocol, run_set.benchmark].num_runs
+        yield set_page(found.relative(run_set.folder)), set_document(found, run_set, num_runs)
+    runs = [
+        path.parent.relative_to(outputs).as_posix()
+        for run_set in found.sets
+        for path in sorted(run_set.folder.glob(f"*/{RECORD_FILE}"))
+    ]
+    for run in [*runs, *found.singles]:
+        record = read_json(outputs / run / RECORD_FILE, TrialRecord)
+        yield run_page(run), run_document(found, run, record, projections.draw)
+
+
+def _table(found: Contents, entry: BenchmarkTable) -> Iterator[tuple[str, str]]:
+    content = json.dumps(as_json(manifest(entry.content, found.outputs, found.sets, found.searches, {})), indent=1)
+    name = f"{entry.path.removesuffix('.html')}.manifest.json"
+    yield name, content + "\n"
+    try:
+        comparisons = compare(entry.content, found.outputs)
+    except RecordError as error:
+        # a table says more than its tests: what keeps them from being made is said in their place
+        comparisons = Comparisons(DEFAULT_METRIC, "concatenated", (), (), (str(error),))
+    drawn = figure_pages.heat_map(comparisons, f"{entry.title}, {entry.benchmark.protocol}")
+    own = spreads(entry.content, found.outputs, found.sets, found.searches)
+    yield entry.path, benchmark_document(entry, name, comparisons, drawn, own)
+
+
+def _colors() -> str:
+    """Returns the colours of the pages and of the figures in them as CSS variables: light, dark, and by choice."""
+    light, dark = color_variables()
+    names = {"ink": style.INK, "muted": style.MUTED, "rule": style.RULE, "band": style.BAND, "surface": style.SURFACE,
+             "blue": style.BLUE, "orange": style.ORANGE}  # fmt: skip
+    aliases = " ".join(f"--{name}: var({color_variable(color)});" for name, color in names.items())
+    # darker or lighter than in the figures: these are text, which needs a contrast of 4.5
+    own_light = "--link: #0a58a3; --focus: #0a58a3; --good: #0b6b4f; --bad: #a63c00; --control: #767e87;"
+    own_light += " --paper-line: #a86200;"
+    own_dark = "--link: #7cc0f2; --focus: #7cc0f2; --good: #55cfa8; --bad: #ff9a66; --control: #8b949e;"
+    own_dark += " --paper-line: #e9a820;"
+    return (
+        f":root {{ {light} {aliases} {own_light} color-scheme: light; }}\n"
+        "@media (prefers-color-scheme: dark) { "
+        f":root:not([data-theme=light]) {{ {dark} {own_dark} color-scheme: dark; }} }}\n"
+        f":root[data-theme=dark] {{ {dark} {own_dark} color-scheme: dark; }}\n"
+    )
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Writes a file of the report unless it is so already; a build that was cut off is simply repeated."""
+    if path.exists() and path.read_bytes() == content:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def _remove_others(folder: Path, kept: set[Path]) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir():
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif path not in kept and path.suffix in (".html", ".json", ".svg"):
+            path.unlink()

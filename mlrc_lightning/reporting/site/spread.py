@@ -1,0 +1,100 @@
+"""Where the spread of a table's scores comes from: runs, folds, and searches where there are several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlrc_lightning.errors import RecordError
+from mlrc_lightning.reporting.statistics import search_variance, variance_components
+from mlrc_lightning.reporting.tables.benchmark import value_at
+from mlrc_lightning.reporting.tables.catalog import BASELINES
+from mlrc_lightning.reporting.tables.cells import Accuracy, Page
+from mlrc_lightning.results.runs import RunSet, has_setting
+from mlrc_lightning.results.searches import SearchResult
+
+METRIC = "mean_average_precision_at_r"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Standard deviations of one loss's MAP@R on the test classes, as fractions.
+
+    Attributes:
+        loss: As the tables call it.
+        run: Between training runs; None, as the next two, where `lacking` says why.
+        fold: Between folds.
+        residual: What is left.
+        search: Between searches; None for fewer than two searches with runs.
+        num_runs: R.
+        num_searches: Searches with runs.
+        truncated: Components whose estimate came out negative, and is 0.
+        lacking: Why there are no components; empty where there are.
+    """
+
+    loss: str
+    run: float | None
+    fold: float | None
+    residual: float | None
+    search: float | None
+    num_runs: int
+    num_searches: int
+    truncated: tuple[str, ...]
+    lacking: str
+
+
+def spreads(page: Page, outputs: Path, sets: Sequence[RunSet], searches: Sequence[SearchResult]) -> list[Spread]:
+    """Returns the spread of each loss of a benchmark's table that has runs, over the runs that its cells are of."""
+    place = page.arguments["protocol"], page.arguments["benchmark"]
+    runs = {str(run.folder.relative_to(outputs)): run for run_set in sets for run in run_set.runs}
+    baselines = {row.name for row in BASELINES}
+    found = []
+    for table in page.tables:
+        for row in table.rows:
+            for cell in row.cells:
+                is_wanted = isinstance(cell, Accuracy) and cell.source is not None and row.name not in baselines
+                if not is_wanted or cell.source.field != f"test.separated.{METRIC}":  # type: ignore[union-attr]
+                    continue
+                folders = cell.source.folders  # type: ignore[union-attr]
+                scores = []
+                for folder in folders:
+                    outcome = runs[folder].outcome
+                    assert outcome is not None
+                    assert outcome.test is not None
+                    folds = outcome.test.separated_folds
+                    scores.append([float(folds[fold][METRIC]) for fold in sorted(folds, key=int)])
+                settings = _settings(place, row.name, page.arguments["source"], sets, searches)
+                found.append(_spread(row.title, scores, settings))
+    return found
+
+
+def _settings(
+    place: tuple[str, str], loss: str, source: str, sets: Sequence[RunSet], searches: Sequence[SearchResult]
+) -> list[list[float]]:
+    """Returns the runs' scores of each search that has runs of its best setting."""
+    own = [s for s in sets if (s.protocol, s.benchmark, s.loss, s.source) == (*place, loss, "search") and s.complete]
+    settings: dict[str, list[float]] = {}
+    for search in searches:
+        if (search.protocol, search.benchmark, search.loss) == (*place, loss) and source == "search":
+            for run_set in own:
+                if has_setting(run_set, search):
+                    values = [value_at(run.outcome, f"test.separated.{METRIC}") for run in run_set.complete]
+                    settings[run_set.setting_id] = [value for value in values if value is not None]
+                    break
+    return list(settings.values())
+
+
+def _spread(loss: str, scores: Sequence[Sequence[float]], settings: Sequence[Sequence[float]]) -> Spread:
+    between = None
+    if len(settings) > 1 and sum(map(len, settings)) > len(settings) and all(settings):
+        between = math.sqrt(search_variance(settings).between_searches)
+    try:
+        parts = variance_components(scores)
+    except RecordError as error:
+        return Spread(loss, None, None, None, between, len(scores), len(settings), (), str(error))
+    return Spread(
+        loss, math.sqrt(parts.run), math.sqrt(parts.fold), math.sqrt(parts.residual), between, parts.num_runs,
+        len(settings), parts.truncated, "",
+    )  # fmt: skip

@@ -1,0 +1,376 @@
+"""The table of one benchmark: every loss's reproductions beside the paper's cell, and what is still missing."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from mlrc_lightning.errors import ConfigError
+from mlrc_lightning.reference import rows as reference_rows
+from mlrc_lightning.reporting.intervals import t_interval
+from mlrc_lightning.reporting.tables.catalog import BASELINES, EMBEDDINGS, LOSSES, METRICS, BaselineRow, LossRow
+from mlrc_lightning.reporting.tables.cells import (
+    Accuracy,
+    Cell,
+    Column,
+    Missing,
+    Page,
+    Row,
+    Source,
+    Table,
+    Text,
+    difference,
+    with_best,
+)
+from mlrc_lightning.results.records import TrialRecord
+from mlrc_lightning.results.runs import UNFINISHED, UNTRAINED, Run, RunSet, has_setting
+from mlrc_lightning.results.searches import SearchResult
+from mlrc_lightning.settings.types import FROZEN_PROXY, NUM_FOLDS
+
+SOURCES = {
+    "search": "the best setting of its search",
+    "paper": "the setting that the paper published",
+    "given": "a setting given on the command line",
+}
+"""Where the hyperparameters of a table's runs come from; one table has one of them."""
+STUDY = "search"
+"""Name of the searches that a table looks at."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What a table is of.
+
+    Attributes:
+        name: As in the folders under `outputs`.
+        protocol: Whose runs count; all others are only named.
+        embedding_size: E of each model.
+        num_runs: Runs wanted.
+        max_trials: Trials wanted of a search.
+        paper_setting: Of the paper's tables; None where it has none of this benchmark.
+    """
+
+    name: str
+    protocol: str
+    embedding_size: int
+    num_runs: int
+    max_trials: int
+    paper_setting: str | None
+
+
+def benchmark_page(
+    name: str,
+    benchmark: Benchmark,
+    source: str,
+    outputs: Path,
+    sets: Sequence[RunSet],
+    searches: Sequence[SearchResult],
+) -> Page:
+    """Returns the table of a benchmark from all results that were found.
+
+    Args:
+        name: Of the table.
+        benchmark: Of the table.
+        source: One of `SOURCES`.
+        outputs: Where the results lie, whose names are given relative to it.
+        sets: All sets of runs under `outputs`.
+        searches: All searches under `outputs`.
+
+    Raises:
+        ConfigError: The source is none.
+    """
+    if source not in SOURCES:
+        raise ConfigError(f"--source {source}: expected one of {', '.join(SOURCES)}.")
+    here = [run_set for run_set in sets if run_set.benchmark == benchmark.name]
+    own = [run_set for run_set in here if run_set.protocol == benchmark.protocol]
+    own_searches = {
+        search.loss: search
+        for search in searches
+        if (search.protocol, search.benchmark, search.study) == (benchmark.protocol, benchmark.name, STUDY)
+    }
+    baselines = [run_set for run_set in own if run_set.loss == UNTRAINED]
+    of_source = [run_set for run_set in own if run_set.loss != UNTRAINED and run_set.source == source]
+    data = _most_frequent(_data(run.outcome) for run_set in [*baselines, *of_source] for run in run_set.complete)
+    content = _Content(benchmark, source, outputs, data)
+    rows = [content.baseline_row(row, baselines) for row in BASELINES]
+    for loss in LOSSES:
+        found = [run_set for run_set in of_source if run_set.loss == loss.name]
+        search = own_searches.get(loss.name)
+        if loss.is_of_the_paper or found or search is not None:
+            rows.append(content.loss_row(loss, found, search))
+    paper = _paper_cells(benchmark.paper_setting)
+    tables = tuple(_table(embedding, benchmark, rows, paper) for embedding in EMBEDDINGS)
+    notes = [*_about(benchmark, source, paper), *content.notes, *_others(benchmark, source, own, here, searches)]
+    folders = tuple(
+        str(own_searches[loss.name].folder.relative_to(outputs)) for loss in LOSSES if loss.name in own_searches
+    )
+    arguments = {"protocol": benchmark.protocol, "benchmark": benchmark.name, "source": source}
+    return Page(name, f"{benchmark.name} ({benchmark.protocol})", tables, tuple(notes), arguments, folders)
+
+
+@dataclass(frozen=True)
+class _RowContent:
+    """A row before it is laid out: accuracies by embedding and metric, and how many runs they are of."""
+
+    name: str
+    title: str
+    paper_name: str
+    standing: str
+    cells: Mapping[tuple[str, str], Cell]
+
+
+class _Content:
+    """Chooses the runs of each row, and says what is lacking."""
+
+    def __init__(self, benchmark: Benchmark, source: str, outputs: Path, data: str | None) -> None:
+        self.benchmark = benchmark
+        self.source = source
+        self.outputs = outputs
+        self.data = data
+        self.notes: list[str] = []
+
+    def loss_row(self, loss: LossRow, sets: Sequence[RunSet], search: SearchResult | None) -> _RowContent:
+        """Returns the row of a loss, of the one setting that the table is about."""
+        chosen = self._choose(sets, search)
+        standing = self._standing(chosen, search)
+        cells: dict[tuple[str, str], Cell] = {}
+        runs = self._comparable(loss.title, chosen)
+        for embedding in EMBEDDINGS:
+            for metric in METRICS:
+                key = f"{embedding}/{loss.name}/{metric}"
+                cells[embedding, metric] = self._cell(key, f"test.{embedding}.{metric}", runs, standing)
+        self._note_of_choice(loss, sets, chosen, search)
+        return _RowContent(loss.name, loss.title, loss.title, standing, cells)
+
+    def baseline_row(self, row: BaselineRow, sets: Sequence[RunSet]) -> _RowContent:
+        """Returns a row without training."""
+        chosen = max(sets, key=_progress) if sets else None
+        standing = self._standing_of_runs(chosen) if chosen is not None else "no run yet"
+        runs = self._comparable(row.title, chosen)
+        is_random = any(run.outcome is not None and not run.outcome.settings["trunk"]["pretrained"] for run in runs)
+        cells: dict[tuple[str, str], Cell] = {}
+        for embedding, baseline in row.keys.items():
+            for metric in METRICS:
+                key = f"{embedding}/{row.name}/{metric}"
+                cell = self._cell(key, f"test.baselines.{baseline}.{metric}", runs, standing)
+                # what no seed decides, as the features of a pretrained trunk, has no spread to tell of
+                cells[embedding, metric] = replace(cell, half_width=None) if _is_constant(cell) else cell
+        title = row.title_of_random_trunk if is_random else row.title
+        return _RowContent(row.name, title, row.title, standing, cells)
+
+    def _choose(self, sets: Sequence[RunSet], search: SearchResult | None) -> RunSet | None:
+        """Returns the set of the search's best setting, else the one that is furthest on."""
+        if not sets:
+            return None
+        if self.source == "search" and search is not None:
+            of_best = [run_set for run_set in sets if has_setting(run_set, search)]
+            return max(of_best or sets, key=_progress)
+        return max(sets, key=_progress)
+
+    def _comparable(self, title: str, chosen: RunSet | None) -> list[Run]:
+        """Returns the finished runs on the table's own data; the others are named."""
+        if chosen is None:
+            return []
+        runs = [run for run in chosen.complete if _data(run.outcome) == self.data]
+        others = len(chosen.complete) - len(runs)
+        if others:
+            self.notes.append(f"{title}: {_count(others, 'run')} on other data or in another precision left out.")
+        return runs
+
+    def _cell(self, key: str, field: str, runs: Sequence[Run], standing: str) -> Cell:
+        values, used = [], []
+        for run in runs:
+            value = value_at(run.outcome, field)
+            if value is not None:
+                values.append(value)
+                used.append(str(run.folder.relative_to(self.outputs)))
+        if not values:
+            if not runs:
+                return Missing(standing)
+            outcome = runs[0].outcome
+            assert outcome is not None
+            assert outcome.test is not None
+            return Missing("; ".join(outcome.test.notes) or "not measured by these runs")
+        interval = t_interval(values)
+        return Accuracy(interval.mean, interval.half_width, interval.n, Source(key, tuple(used), field))
+
+    def _standing(self, chosen: RunSet | None, search: SearchResult | None) -> str:
+        """Returns how far a loss is: runs, or what has to come before them."""
+        if chosen is not None and (chosen.complete or chosen.failed or any(r.state == UNFINISHED for r in chosen.runs)):
+            return self._standing_of_runs(chosen)
+        if self.source != "search":
+            return "no run yet"
+        if search is None:
+            return "no search yet"
+        wanted = search.trials_wanted(self.benchmark.max_trials)
+        failed = f", {search.num_failed} failed" if search.num_failed else ""
+        if search.finished is None or search.max_trials < wanted:
+            return f"search: {search.num_done} of {wanted} trials{failed}"
+        if search.best is None:
+            return f"search: no trial succeeded{failed}"
+        return f"search finished{failed}; no run yet"
+
+    def _standing_of_runs(self, chosen: RunSet) -> str:
+        planned = max(self.benchmark.num_runs, len(chosen.runs))
+        done = len(chosen.complete)
+        parts = [str(done) if done == planned else f"{done} of {planned}"]
+        if chosen.failed:
+            parts.append(f"{len(chosen.failed)} failed")
+        parts += [
+            f"run {run.number}: {run.num_finished_folds} of {NUM_FOLDS} folds"
+            for run in chosen.runs
+            if run.state == UNFINISHED
+        ]
+        return ", ".join(parts)
+
+    def _note_of_choice(
+        self, loss: LossRow, sets: Sequence[RunSet], chosen: RunSet | None, search: SearchResult | None
+    ) -> None:
+        if chosen is None:
+            return
+        if len(sets) > 1:
+            names = ", ".join(run_set.folder.name for run_set in sets if run_set is not chosen)
+            self.notes.append(f"{loss.title}: runs of {chosen.folder.name}; there are others of {names}.")
+        if self.source == "search" and search is not None and search.best is not None:
+            if has_setting(chosen, search) is False:
+                self.notes.append(
+                    f"{loss.title}: the runs are not of trial {search.best.index}, which is the search's best now."
+                )
+            wanted = search.trials_wanted(self.benchmark.max_trials)
+            if search.num_done < wanted:
+                self.notes.append(f"{loss.title}: the best of {search.num_done} of {wanted} trials.")
+        for run in chosen.failed:
+            assert run.outcome is not None
+            reason = (run.outcome.failure or "no reason given").splitlines()[0]
+            self.notes.append(f"{loss.title}, run {run.number} failed: {reason}")
+
+
+def value_at(outcome: TrialRecord | None, field: str) -> float | None:
+    """Returns an accuracy of a record by its dotted key, `test.separated.precision_at_1`; None where it has none."""
+    assert outcome is not None
+    _, *keys = field.split(".")
+    assert outcome.test is not None
+    node: Any = {
+        "separated": outcome.test.separated,
+        "concatenated": outcome.test.concatenated,
+        "baselines": outcome.test.baselines,
+    }
+    for key in keys:
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return None if node is None else float(node)
+
+
+def _is_constant(cell: Cell) -> TypeGuard[Accuracy]:
+    return isinstance(cell, Accuracy) and cell.half_width == 0
+
+
+def _data(outcome: TrialRecord | None) -> str | None:
+    """Returns what must be the same for two runs to be in one table, beside protocol and benchmark, as text."""
+    if outcome is None:
+        return None
+    settings = outcome.settings
+    rule = {"min_images_per_class": settings["dataset"]["min_images_per_class"]}
+    dataset = {key: value for key, value in outcome.dataset.items() if not isinstance(value, list | dict)}
+    return json.dumps({**rule, **dataset, "precision": settings["trainer"]["precision"]}, sort_keys=True)
+
+
+def _most_frequent(values: Iterable[str | None]) -> str | None:
+    counts = Counter(value for value in values if value is not None)
+    return max(sorted(counts), key=lambda value: counts[value]) if counts else None
+
+
+def _progress(run_set: RunSet) -> tuple[int, str, str]:
+    """Orders sets of one loss: more finished runs first, then the one begun last."""
+    begun = max((run.outcome.started_at for run in run_set.complete if run.outcome is not None), default="")
+    return len(run_set.complete), begun, run_set.folder.name
+
+
+def _paper_cells(setting: str | None) -> dict[tuple[str, str, str], Accuracy]:
+    """Returns the paper's cells of a benchmark by embedding, title of the row, and metric."""
+    cells = {}
+    for row in reference_rows("paper_tables.csv"):
+        name = row["dataset"] if row["batch_size"] == "32" else f"{row['dataset']}_batch{row['batch_size']}"
+        if name == setting:
+            half_width = float(row["ci95"]) / 100 if row["ci95"] else None
+            embedding = row["embedding"].partition("_")[0]
+            cells[embedding, row["loss"], row["metric"]] = Accuracy(float(row["mean"]) / 100, half_width)
+    return cells
+
+
+def _table(
+    embedding: str, benchmark: Benchmark, rows: Sequence[_RowContent], paper: Mapping[tuple[str, str, str], Accuracy]
+) -> Table:
+    size = benchmark.embedding_size * (NUM_FOLDS if embedding == "concatenated" else 1)
+    columns: list[Column] = []
+    for title in METRICS.values():
+        columns.append(Column("", title, "ours"))
+        if paper:
+            columns += [Column("paper", title, "paper"), Column("Δ", title, "difference")]
+    columns.append(Column("runs", "runs", "runs"))
+    laid_out = []
+    for row in rows:
+        cells: list[Cell] = []
+        for metric in METRICS:
+            ours = row.cells[embedding, metric]
+            cells.append(ours)
+            if paper:
+                theirs = paper.get((embedding, row.paper_name, metric))
+                cells.append(Missing("not in the paper") if theirs is None else theirs)
+                is_pair = isinstance(ours, Accuracy) and theirs is not None
+                cells.append(difference(ours, theirs) if is_pair else Missing(_lacking(ours)))  # type: ignore[arg-type]
+        laid_out.append(Row(row.name, row.title, (*cells, Text(row.standing))))
+    title = f"{EMBEDDINGS[embedding]}, {size}"
+    return Table(f"{embedding}_{size}", title, "%", tuple(columns), with_best(columns, laid_out))
+
+
+def _lacking(cell: Cell) -> str:
+    return cell.lacking if isinstance(cell, Missing) else "not in the paper"
+
+
+def _about(benchmark: Benchmark, source: str, paper: Mapping[Any, Any]) -> list[str]:
+    notes = [
+        "Per cent on the test classes: mean over training runs ± half width of its 95 % t-interval; none for fewer than"
+        f" two runs. Hyperparameters: {SOURCES[source]}. Best of a column in bold."
+    ]
+    if f"-{FROZEN_PROXY}-" in benchmark.protocol:
+        notes.append("A proxy: the trunk is frozen, embedder and loss alone are trained. No result of the protocol.")
+    if paper:
+        notes.append("Δ: ours minus the paper's, in percentage points.")
+    elif benchmark.paper_setting is not None:
+        notes.append("The paper's table of this benchmark is not in any public source that was found.")
+    return notes
+
+
+def _others(
+    benchmark: Benchmark, source: str, own: Sequence[RunSet], here: Sequence[RunSet], searches: Sequence[SearchResult]
+) -> list[str]:
+    """Names the results that are not in this table."""
+    notes = []
+    known = {row.name for row in LOSSES} | {UNTRAINED}
+    others = [s for s in own if s.source != source and s.loss != UNTRAINED and s.complete]
+    for name in sorted({run_set.source for run_set in others}):
+        losses = {run_set.loss for run_set in others if run_set.source == name}
+        notes.append(f"Not shown: runs of {SOURCES.get(name, name)}, {_losses(losses)}: --source {name}.")
+    unknown = sorted({run_set.loss for run_set in own} - known)
+    if unknown:
+        notes.append(
+            f"Not shown: {', '.join(unknown)}, which have no row in mlrc_lightning/reporting/tables/catalog.py."
+        )
+    found = {(run_set.protocol, run_set.loss) for run_set in here}
+    found |= {(search.protocol, search.loss) for search in searches if search.benchmark == benchmark.name}
+    for protocol in sorted({protocol for protocol, _ in found} - {benchmark.protocol}):
+        losses = {loss for of, loss in found if of == protocol} - {UNTRAINED}
+        notes.append(f"Not shown: another protocol, {protocol}, {_losses(losses)}: --protocol {protocol}.")
+    return notes
+
+
+def _losses(names: set[str]) -> str:
+    return "1 loss" if len(names) == 1 else f"{len(names)} losses"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"

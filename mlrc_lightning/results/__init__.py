@@ -1,0 +1,1 @@
+"""What is on disk: records, runs, searches, query results."""

@@ -1,0 +1,179 @@
+"""Finds what searches and reproductions left under `outputs`, as plain data; imports neither torch nor numpy.
+
+A search is read from its ledger alone, a run from its record: 56 searches of 50 trials take a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mlrc_lightning.errors import ConfigError, RecordError
+from mlrc_lightning.files import read_plain_json
+from mlrc_lightning.reading import read
+from mlrc_lightning.results.records import RECORD_FILE, SCHEMA_VERSION, TrialRecord, read_json
+from mlrc_lightning.results.searches import LEDGER_FILE, SearchResult, ledger_records
+
+UNTRAINED = "untrained"
+"""The loss of runs without training."""
+COMPLETE, FAILED, UNFINISHED, ABSENT = "complete", "failed", "unfinished", "absent"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of one setting: four folds with one seed.
+
+    Attributes:
+        number: From 0.
+        folder: Where it is, or will be.
+        place: Protocol, benchmark and loss by its folder, which its record must bear out.
+
+    Raises:
+        RecordError: From what reads the record: it is damaged, or of another place.
+    """
+
+    number: int
+    folder: Path
+    place: tuple[str, str, str]
+
+    @cached_property
+    def record(self) -> TrialRecord | None:
+        """The record with every epoch; None where the run has not ended."""
+        path = self.folder / RECORD_FILE
+        return self._checked(read_json(path, TrialRecord)) if path.exists() else None
+
+    @cached_property
+    def outcome(self) -> TrialRecord | None:
+        """The record without its epochs, which are most of its bytes; None where the run has not ended."""
+        path = self.folder / RECORD_FILE
+        return self._checked(_without_epochs(path)) if path.exists() else None
+
+    @property
+    def state(self) -> str:
+        """`COMPLETE` where it was tested, `FAILED`, `UNFINISHED` where some of it is there, or `ABSENT`."""
+        outcome = self.outcome
+        if outcome is None:
+            return UNFINISHED if self.num_finished_folds else ABSENT
+        if outcome.status == "complete":
+            return COMPLETE if outcome.test is not None else UNFINISHED
+        return FAILED
+
+    @property
+    def num_finished_folds(self) -> int:
+        """Folds that need not be trained again."""
+        return len(list(self.folder.glob("fold_*/fold.json")))
+
+    def _checked(self, record: TrialRecord) -> TrialRecord:
+        found = (record.protocol, record.benchmark, record.loss)
+        if found != self.place:
+            raise RecordError(
+                f"{self.folder}: expected a run of {'/'.join(self.place)}, found a record of {'/'.join(found)}."
+                " Move the folder back to where it was made, or remove it."
+            )
+        return record
+
+
+@dataclass(frozen=True)
+class RunSet:
+    """The runs of one setting of one loss on one benchmark, finished and unfinished.
+
+    Attributes:
+        source: Where the setting comes from: search, paper or given.
+        setting_id: Digest of the setting.
+        folder: Of the set.
+        runs: By number, as many as were asked for or found.
+    """
+
+    protocol: str
+    benchmark: str
+    loss: str
+    source: str
+    setting_id: str
+    folder: Path
+    runs: tuple[Run, ...]
+
+    @cached_property
+    def complete(self) -> tuple[Run, ...]:
+        """The runs that count."""
+        return tuple(run for run in self.runs if run.state == COMPLETE)
+
+    @property
+    def failed(self) -> tuple[Run, ...]:
+        """The runs that ended without a test."""
+        return tuple(run for run in self.runs if run.state == FAILED)
+
+
+def run_sets(outputs: Path) -> list[RunSet]:
+    """Returns all sets of runs, in the order of their folders; records are read when they are asked for."""
+    found = []
+    for folder in sorted(outputs.glob("*/*/*/reproduce/*-*")):
+        source, _, setting_id = folder.name.partition("-")
+        protocol, benchmark, loss = folder.relative_to(outputs).parts[:3]
+        there = {int(path.name) for path in folder.iterdir() if path.name.isdigit()}
+        numbers = sorted(there | set(range(_num_planned(folder))))
+        runs = tuple(run_of(folder / str(number), outputs) for number in numbers)
+        found.append(RunSet(protocol, benchmark, loss, source, setting_id, folder, runs))
+    return found
+
+
+def run_of(folder: Path, outputs: Path) -> Run:
+    """Returns the run of a folder `<protocol>/<benchmark>/<loss>/reproduce/<set>/<number>` under `outputs`."""
+    protocol, benchmark, loss = folder.relative_to(outputs).parts[:3]
+    return Run(int(folder.name), folder, (protocol, benchmark, loss))
+
+
+def has_setting(run_set: RunSet, search: SearchResult) -> bool | None:
+    """Returns whether the runs are of the search's best trial as it stands; None where no run tells its setting."""
+    best = search.best
+    outcome = next((run.outcome for run in run_set.runs if run.outcome is not None), None)
+    if best is None or outcome is None:
+        return None
+    wanted = {key: value for key, value in best.parameters.items() if key.startswith("loss.")}
+    return all(_same(_at(outcome.settings, key), value) for key, value in wanted.items())
+
+
+def _num_planned(folder: Path) -> int:
+    """Returns how many runs were asked for last; 0 where nothing tells."""
+    planned = 0
+    if (folder / LEDGER_FILE).exists():
+        for kind, payload in ledger_records(folder / LEDGER_FILE):
+            if kind in ("search", "extended"):
+                planned = payload["max_trials"]
+    return planned
+
+
+def _without_epochs(path: Path) -> TrialRecord:
+    """Reads a record but for its epochs; its long lists of classes are not checked one by one."""
+    content = read_plain_json(path)
+    version = content.get("schema_version") if isinstance(content, Mapping) else None
+    if version != SCHEMA_VERSION:
+        raise RecordError(f"{path}: expected schema version {SCHEMA_VERSION}, found {version}.")
+    try:
+        classes = [(tuple(fold.pop("train_classes")), tuple(fold.pop("val_classes"))) for fold in content["folds"]]
+        empty: dict[str, list[Any]] = {"epochs": [], "train_classes": [], "val_classes": []}
+        record = read(TrialRecord, {**content, "folds": [{**fold, **empty} for fold in content["folds"]]})
+    except (ConfigError, KeyError, TypeError, AttributeError) as error:
+        raise RecordError(f"{path}: expected a trial's record, found something else ({error}).") from error
+    folds = [replace(f, train_classes=t, val_classes=v) for f, (t, v) in zip(record.folds, classes, strict=True)]
+    return replace(record, folds=tuple(folds))
+
+
+def _at(values: Mapping[str, Any], dotted: str) -> Any:
+    node: Any = values
+    for key in dotted.split("."):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return node
+
+
+def _same(found: Any, wanted: Any) -> bool:
+    numbers = [value for value in (found, wanted) if isinstance(value, int | float) and not isinstance(value, bool)]
+    return math.isclose(*numbers, rel_tol=1e-12) if len(numbers) == 2 else bool(found == wanted)
+
+
+def missing_folds(run: Run, num_folds: int) -> int:
+    """Returns how many models of a run are still to be trained."""
+    return 0 if run.state == COMPLETE else num_folds - run.num_finished_folds

@@ -1,0 +1,78 @@
+"""From a composed Hydra configuration to `TrialSettings`: where OmegaConf ends. Imports no torch."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from mlrc_lightning.errors import ConfigError
+from mlrc_lightning.files import config_folder
+from mlrc_lightning.reading import read
+from mlrc_lightning.settings.identity import _NOT_SETTINGS, seed_of_run
+from mlrc_lightning.settings.plain import _resolved
+from mlrc_lightning.settings.resolvers import _run_set, register_resolvers
+from mlrc_lightning.settings.types import RUN_STAGES, TrialSettings
+
+
+def trial_settings(cfg: DictConfig, *, is_sweep_job: bool, run: int | None = None) -> TrialSettings:
+    """Reads and checks the configuration of one job.
+
+    Args:
+        cfg: As Hydra composed it.
+        is_sweep_job: Whether a sweeper started the job: then `stage=train` is a search, which cannot reach the
+            test classes.
+        run: Number of the run, in the place of the configuration's.
+
+    Raises:
+        ConfigError: A key is missing, or a value out of range; the message names it.
+    """
+    values = _resolved(cfg, [str(key) for key in cfg if key not in _NOT_SETTINGS])
+    if isinstance(values.get("dataset"), dict):
+        values["dataset"].pop("download", None)  # what it says is in dataset.images.download
+    if is_sweep_job and values.get("stage") == "train":
+        values["stage"] = "search"
+    values["hyperparameters"].pop("allow_unfinished", None)
+    values["root_seed"] = values["seed"]
+    values["run"] = values["run"] if run is None else run
+    if values["stage"] in RUN_STAGES and isinstance(values["run"], int) and values["run"] >= 0:
+        _check_run_set(cfg)
+        values["seed"] = seed_of_run(values["seed"], values["run"])
+    settings = read(TrialSettings, values)
+    rate, papers_rate = settings.trunk.learning_rate, _papers_rate()
+    if settings.trunk.frozen and rate <= papers_rate:
+        raise ConfigError(
+            f"trunk.learning_rate={rate!r}: expected more than the paper's {papers_rate} with trunk.frozen=true, which"
+            " moves no embedder alone; say 1e-4."
+        )
+    return settings
+
+
+@cache
+def _papers_rate() -> float:
+    """Returns the learning rate of trunk and embedder, section 1.2."""
+    return float(OmegaConf.load(config_folder() / "trunk" / "bn_inception.yaml").learning_rate)
+
+
+def prepare_hydra() -> None:
+    """Makes the interpolations of `conf/train.yaml` available, and Hydra quick; call before `hydra.main` runs.
+
+    Each time that Hydra lists a config group it deep-copies its one ConfigStore with all that plugins stored there:
+    0.5 s of `--help`. What the store hands out is a copy anyway.
+
+    Source: hydra-core 1.3.8, `CachingConfigRepository.__init__` and `ConfigStore.load`.
+    """
+    register_resolvers()
+    ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
+
+
+def _check_run_set(cfg: DictConfig) -> None:
+    """Refuses a job that is not of the set whose folder it would write to."""
+    found = _run_set(_root_=cfg)
+    if cfg.run_set != found:
+        raise ConfigError(
+            f"run_set={cfg.run_set}: expected {found}. The runs of one set differ in their number alone: sweep over"
+            " nothing but loss, dataset, batch_size and hyperparameters. Where a search has gone on since and found"
+            " another best setting, repeat the command, which begins a set of its own."
+        )

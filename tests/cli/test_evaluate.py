@@ -1,0 +1,303 @@
+"""Finished runs evaluated and trained again from their records, which are data and not trusted."""
+
+import json
+import re
+import shutil
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+
+from mlrc_lightning.__main__ import main
+from mlrc_lightning.cli.evaluate import evaluate
+from mlrc_lightning.cli.reproduce import reproduce
+from mlrc_lightning.errors import ConfigError, RecordError, WeightsError
+from mlrc_lightning.files import config_folder
+from mlrc_lightning.protocol import trial
+from mlrc_lightning.protocol.trial import run_trial
+from mlrc_lightning.reading import read
+from mlrc_lightning.results.records import append_evaluation, read_evaluations, read_run
+from mlrc_lightning.settings.recorded import recorded_settings, trusted_targets
+
+QUICK = ["loss=triplet", "schedule.iterations_per_epoch=2", "evaluation.baselines=false"]
+RUN = [*QUICK, "stage=reproduce", "hyperparameters=default", "run=2"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "set" / "2"
+
+
+@pytest.fixture
+def edit(folder):
+    """Changes the record of the run as one may who wants it to do something else."""
+
+    def change(how):
+        content = json.loads((folder / "record.json").read_text())
+        how(content)
+        (folder / "record.json").write_text(json.dumps(content))
+
+    return change
+
+
+def test_a_run_tested_again_has_the_records_numbers_to_the_last_bit(settings, folder):
+    record = run_trial(settings(*RUN), folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    shown = evaluate(folder, "test", "both")
+    (line,) = read_evaluations(folder)
+    assert line["split"] == "test"
+    assert line["separated"] == record.test.separated
+    assert line["separated_folds"] == record.test.separated_folds
+    assert line["concatenated"] == record.test.concatenated
+    assert line["num_queries"] == 72
+    assert f"{100 * record.test.concatenated['r_precision']:.2f}" in shown
+    assert [cell.strip() for row in shown.splitlines() if "difference" in row for cell in row.split("|")[2:5]] == [
+        "0"
+    ] * 6
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_validation_and_training_classes_are_evaluated_without_a_test_image(settings, folder, tmp_path):
+    record = run_trial(settings(*RUN), folder)
+    for path in (tmp_path / "data").rglob("test*"):
+        path.unlink()
+    opened = []
+    sys.addaudithook(lambda event, arguments: opened.append(str(arguments[0])) if event == "open" else None)
+    evaluate(folder, "val", "separated")
+    shown = evaluate(folder, "train", "both")
+    val, train = read_evaluations(folder)
+    assert val["separated"] == record.val
+    assert val["separated_folds"] == {str(fold.fold): fold.val for fold in record.folds}
+    assert (val["concatenated"], train["concatenated"]) == (None, None)
+    assert train["separated"] != val["separated"]
+    assert "Note: each fold has train images of its own" in shown
+    mine = [Path(path).name for path in opened if str(tmp_path) in path]
+    assert any(name.startswith("trainval") for name in mine)
+    assert not [name for name in mine if name.startswith("test")]
+    with pytest.raises(ConfigError, match="--embedding concatenated --split val: each fold has val images of its own"):
+        evaluate(folder, "val", "concatenated")
+
+
+def test_every_use_of_the_test_classes_is_counted(settings, folder, capsys):
+    run_trial(settings(*RUN), folder)
+    main(["show", str(folder)])
+    assert "opened" not in capsys.readouterr().out
+    for arguments in (["--embedding", "separated"], ["--split", "val"], ["--embedding", "concatenated"]):
+        main(["evaluate", str(folder), *arguments])
+    assert "test, concatenated, record" in capsys.readouterr().out
+    assert [(line["split"], line["embedding"]) for line in read_evaluations(folder)] == [
+        ("test", "separated"), ("val", "both"), ("test", "concatenated"),
+    ]  # fmt: skip
+    main(["show", str(folder / "record.json")])
+    assert "Test classes opened 3 times: 1 after training, 2 by evaluate." in capsys.readouterr().out
+
+
+def test_a_line_cut_off_by_a_crash_costs_no_other(tmp_path):
+    append_evaluation(tmp_path, {"split": "test"})
+    with (tmp_path / "evaluations.jsonl").open("a") as file:
+        file.write('{"split": "te')
+    append_evaluation(tmp_path, {"split": "val"})
+    assert [line["split"] for line in read_evaluations(tmp_path)] == ["test", "val"]
+    assert read_evaluations(tmp_path / "elsewhere") == []
+
+
+def test_pretrained_weights_are_not_asked_for_again(settings, folder, edit):
+    record = run_trial(settings(*RUN, "trunk=bn_inception", "trunk.pretrained=false", "fold=0", "schedule.max_epochs=1",
+                                "schedule.iterations_per_epoch=1"), folder)  # fmt: skip
+    edit(lambda content: content["settings"]["trunk"]["model"].update(pretrained="gone/weights.safetensors"))
+    evaluate(folder, "test", "both")
+    assert read_evaluations(folder)[0]["separated"] == record.test.separated
+
+
+def test_data_that_moved_is_found_and_data_that_changed_is_noted(settings, folder, tmp_path, edit):
+    run_trial(settings(*RUN), folder)
+    (tmp_path / "data").rename(tmp_path / "moved")
+    assert "Note: the dataset" not in evaluate(folder, "test", "both", data_root=str(tmp_path / "moved"))
+    edit(lambda content: content["dataset"].update(trainval_fingerprint="another"))
+    shown = evaluate(folder, "test", "both", data_root=str(tmp_path / "moved"))
+    assert "Note: the dataset is not the record's: other trainval_fingerprint." in shown
+
+
+def test_runs_without_models_are_refused(settings, tmp_path, folder, edit):
+    run_trial(settings(*QUICK, "fold=0", is_sweep_job=True), tmp_path / "search")
+    with pytest.raises(WeightsError, match="weights of fold 0, which were not kept"):
+        evaluate(tmp_path / "search", "val", "both")
+    run_trial(settings("stage=untrained", "run=0", "embedder.embedding_size=16"), tmp_path / "untrained")
+    with pytest.raises(RecordError, match="with trained models, found one without training"):
+        evaluate(tmp_path / "untrained", "test", "both")
+    run_trial(settings(*RUN, "fold=0"), folder)
+    (folder / "fold_0" / "trunk.safetensors").unlink()
+    with pytest.raises(WeightsError, match="trunk.safetensors: expected the weights of fold 0"):
+        evaluate(folder, "test", "both")
+    edit(lambda content: content.update(status="failed", failure="KeyboardInterrupt: "))
+    with pytest.raises(RecordError, match="expected a finished run with trained models, found a failed one"):
+        evaluate(folder, "test", "both")
+    assert read_evaluations(folder) == []
+
+
+# a record is data
+
+
+def victim(content, key, value):
+    node = content["settings"]
+    *path, last = key.split(".")
+    for name in path:
+        node = node[name]
+    node[last] = value
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("dataset.images", {"_target_": "os.system", "command": "touch MARKER"}),
+        ("trunk.model", {"_target_": "subprocess.run", "args": ["touch", "MARKER"]}),
+        ("trunk.model.width", {"_target_": "os.system", "command": "touch MARKER"}),
+        ("loss.function", {"_target_": "builtins.exec", "source": "open('MARKER', 'w')"}),
+        ("loss.miner", {"_target_": "pathlib.Path.touch", "self": "MARKER"}),
+        ("optimizer", {"_target_": "os.makedirs", "name": "MARKER", "lr": 0.1}),
+        ("dataset.images._target_", ["os.system", "touch MARKER"]),
+        ("dataset.images._target_", {"_target_": "os.system"}),
+    ],
+    ids=str,
+)
+def test_what_a_record_names_is_not_called(settings, folder, edit, tmp_path, monkeypatch, key, value):
+    monkeypatch.chdir(tmp_path)
+    source = tmp_path.parent / "trusted_run"
+    if not source.exists():
+        run_trial(settings(*RUN, "fold=0"), source)
+    shutil.copytree(source, folder)
+    edit(lambda content: victim(content, key, value))
+    for command in (lambda: evaluate(folder, "test", "both"), lambda: reproduce(folder)):
+        with pytest.raises(ConfigError, match="the record names a class that no file of .*conf names.*--config-dir"):
+            command()
+    assert not list(tmp_path.rglob("MARKER"))
+
+
+def test_interpolations_in_a_record_are_refused(settings, folder, edit):
+    run_trial(settings(*RUN, "fold=0"), folder)
+    edit(lambda content: victim(content, "dataset.images.seed", "${oc.env:HOME}"))
+    with pytest.raises(ConfigError, match="dataset.images.seed=.*expected a plain value in a record"):
+        evaluate(folder, "test", "both")
+
+
+def test_the_users_own_configuration_is_trusted_where_it_is_named(settings, folder, edit, tmp_path):
+    run_trial(settings(*RUN, "fold=0"), folder)
+    own = "pytorch_metric_learning.losses.GeneralizedLiftedStructureLoss"
+    edit(lambda content: victim(content, "loss.function._target_", own))
+    _, record = read_run(folder)
+    with pytest.raises(ConfigError, match=own):
+        recorded_settings(record)
+    (tmp_path / "mine" / "loss").mkdir(parents=True)
+    (tmp_path / "mine" / "loss" / "lifted.yaml").write_text(f"function:\n  _target_: {own}\n")
+    assert recorded_settings(record, [tmp_path / "mine"]).loss.function["_target_"] == own
+    with pytest.raises(ConfigError, match="--config-dir .*nowhere: expected a folder"):
+        recorded_settings(record, [tmp_path / "nowhere"])
+
+
+def test_the_trusted_classes_are_those_of_our_yaml_files():
+    trusted = trusted_targets([config_folder()])
+    assert "torch.optim.RMSprop" in trusted
+    assert "pytorch_metric_learning.losses.ArcFaceLoss" in trusted
+    assert all(name.split(".")[0] in {"torch", "pytorch_metric_learning", "mlrc_lightning", "pytorch_lightning"}
+               for name in trusted)  # fmt: skip
+
+
+def test_records_from_before_runs_were_numbered_still_read(settings, folder, edit):
+    record = run_trial(settings(*QUICK, "fold=0"), folder)
+
+    def as_before(content):
+        for key in ("run", "root_seed"):
+            del content[key], content["settings"][key]
+        content["folds"][0].pop("weight_digests")
+        for part in ("trunk", "embedder"):
+            (folder / "fold_0" / f"{part}.safetensors").rename(folder / "fold_0" / f"{part}_epoch2.safetensors")
+            content["folds"][0]["weights"][part] = f"fold_0/{part}_epoch2.safetensors"
+
+    edit(as_before)
+    evaluate(folder, "test", "both")
+    assert read_evaluations(folder)[0]["separated"] == record.test.separated
+    assert "and every weight" in reproduce(folder, exact=True)
+
+
+# trained again
+
+
+def test_a_run_is_trained_again_beside_itself_and_is_the_same(settings, folder):
+    record = run_trial(settings(*RUN, "fold=[0,2]"), folder)
+    shown = reproduce(folder, exact=True)
+    assert "The same in every figure and every weight." in shown
+    assert f"{100 * record.val['precision_at_1']:.2f}" in shown
+    new, again = read_run(folder.with_name("2-again"))
+    assert (again.run, again.root_seed, again.seed) == (record.run, record.root_seed, record.seed)
+    assert again.val == record.val
+    for fold in again.folds:
+        for file in fold.weights.values():
+            assert (new / file).read_bytes() == (folder / file).read_bytes()
+    assert reproduce(folder, "other").splitlines()[2:] == shown.splitlines()[2:-2]
+
+
+def test_a_searchs_trial_stays_one_and_its_weights_are_compared_by_digest(settings, tmp_path):
+    run_trial(settings(*QUICK, "fold=0", is_sweep_job=True), tmp_path / "7")
+    assert "and every weight" in reproduce(tmp_path / "7", exact=True)
+    again = read_run(tmp_path / "7-again")[1]
+    assert (again.stage, again.test) == ("search", None)
+
+
+def test_exact_names_what_differs(settings, folder, edit):
+    run_trial(settings(*RUN, "fold=0"), folder)
+
+    def other_weights(content):
+        content["folds"][0]["weight_digests"]["embedder"] = "0" * 64
+        content["val"]["r_precision"] += 1e-9
+
+    edit(other_weights)
+    message = "The two runs are not the same: fold 0: weights of the embedder; validation accuracies."
+    with pytest.raises(RecordError, match=message):
+        reproduce(folder, exact=True)
+    assert "-1.0e-07" in reproduce(folder)
+
+
+def test_exact_demands_the_versions_before_it_trains(settings, folder, edit, monkeypatch):
+    run_trial(settings(*RUN, "fold=0"), folder)
+    edit(lambda content: content["environment"]["packages"].update({"torch": "1.0", "gone": "2.0"}))
+    monkeypatch.setattr(trial, "_run_fold", lambda *_: pytest.fail("trained"))
+    with pytest.raises(
+        RecordError, match=f"gone 2.0 there, missing here; torch 1.0 there, {re.escape(version('torch'))} here"
+    ):
+        reproduce(folder, exact=True)
+
+
+def test_exact_trains_with_the_records_number_of_threads(settings, folder):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(before + 1)
+        record = run_trial(settings(*RUN, "fold=0"), folder)
+        assert record.environment["num_threads"] == before + 1
+        torch.set_num_threads(before)
+        assert "and every weight" in reproduce(folder, exact=True)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", ["a/b", "3", "2", "..", ""])
+def test_a_name_that_is_no_new_folder_beside_the_run_is_refused(settings, folder, name):
+    run_trial(settings(*RUN, "fold=0"), folder)
+    with pytest.raises(ConfigError, match="expected a new name for a folder"):
+        reproduce(folder, name)
+
+
+def test_a_folder_of_another_run_is_left_as_it_is(settings, folder):
+    run_trial(settings(*RUN, "fold=0"), folder)
+    run_trial(settings(*QUICK, "seed=9", "fold=0"), folder.with_name("taken"))
+    with pytest.raises(RecordError, match="taken holds a trial with other settings .*seed"):
+        reproduce(folder, "taken")
+
+
+def test_read_takes_defaults_of_records_and_none_of_settings():
+    from mlrc_lightning.results.records import EpochResult
+
+    with pytest.raises(ConfigError, match="epoch: expected a value, found none"):
+        read(EpochResult, {})

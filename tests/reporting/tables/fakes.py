@@ -1,0 +1,130 @@
+"""Results as searches and reproductions leave them, written without training anything."""
+
+import hashlib
+import json
+import zlib
+
+import numpy as np
+
+from mlrc_lightning.files import write_json
+from mlrc_lightning.results.records import EpochResult, EvaluationResult, FoldResult, TrialRecord
+
+METRICS = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
+PER_QUERY = ("correct_at_1", "r_precision", "average_precision_at_r")
+PROTOCOL, BENCHMARK = "mlrc-fake-00000000", "cub200"
+
+
+def accuracies(*values):
+    return dict(zip(METRICS, values, strict=True))
+
+
+def settings(loss, parameters=None, pretrained=True):
+    function = {"_target_": "some.Loss", **(parameters or {})}
+    return {
+        "stage": "reproduce",
+        "loss": {"name": loss, "function": function, "optimizer": {}},
+        "hyperparameters": {"name": "search"},
+        "dataset": {"name": "cub200", "min_images_per_class": 2},
+        "trunk": {"name": "bn_inception", "pretrained": pretrained},
+        "trainer": {"precision": "32-true"},
+    }
+
+
+def write_run(
+    outputs, loss, number, separated=None, concatenated=None, *, source="search", setting_id="11111111", failure=None,
+    parameters=None, baselines=None, protocol=PROTOCOL, benchmark=BENCHMARK, fingerprint="f0", started="2026-01-01",
+    with_queries=False, pretrained=True, epochs=1,
+):  # fmt: skip
+    """Writes one run of four folds (or none, with baselines) and its weights; returns its folder."""
+    folder = outputs / protocol / benchmark / loss / "reproduce" / f"{source}-{setting_id}" / str(number)
+    folder.mkdir(parents=True)
+    folds = []
+    if baselines is None:
+        for fold in range(4):
+            (folder / f"fold_{fold}").mkdir()
+            weights = folder / f"fold_{fold}" / "trunk.safetensors"
+            weights.write_bytes(f"{loss} {number} {fold}".encode())
+            (folder / f"fold_{fold}" / "fold.json").write_text("{}")
+            folds.append(_fold(fold, hashlib.sha256(weights.read_bytes()).hexdigest(), epochs))
+    test = None
+    if failure is None:
+        test = EvaluationResult(
+            opened_at="2026-01-01T00:00:00+00:00", num_queries=4, num_without_relevant=0, separated=separated or {},
+            separated_folds={}, concatenated=concatenated, baselines=baselines or {}, notes=(),
+        )  # fmt: skip
+    record = TrialRecord(
+        schema_version=1, status="complete" if failure is None else "failed", failure=failure,
+        stage="reproduce", protocol=protocol, benchmark=benchmark, loss=loss, seed=number,
+        settings=settings(loss, parameters, pretrained),
+        dataset={"name": "cub200", "num_classes": 200, "trainval_fingerprint": fingerprint},
+        val=None, folds=tuple(folds), test=test,
+        environment={
+            "python": "3.11.7", "packages": {"torch": "2.13.0"}, "code": {"commit": "c0", "has_changes": False},
+            "platform": "Linux", "processor": "CPU", "num_cpus": 2, "gpus": [],
+        },
+        started_at=started, seconds=40.0,
+    )  # fmt: skip
+    write_json(folder / "record.json", record)
+    if with_queries:
+        _write_queries(folder, separated, concatenated)
+    return folder
+
+
+def write_ledger(folder, max_trials, trials, finished=None, space=None):
+    """Writes a search's ledger; a trial is (parameters, values of the folds), or (parameters, reason) of a failure."""
+    folder.mkdir(parents=True)
+    tuned = space or {"loss.function.margin": {"type": "range", "value_type": "float", "bounds": [0.0, 90.0]}}
+    signature = {"search space": tuned, "objective": {METRICS[2]: "maximize"}}
+    lines = [("search", {"max_trials": max_trials, "signature": signature, "versions": {"torch": "2.13.0"}})]
+    for index, (parameters, outcome) in enumerate(trials):
+        at = {"trial": index}
+        lines.append(("proposed", {**at, "parameters": parameters, "generator": "Sobol"}))
+        lines.append(("started", {**at, "replicate": 0, "job": index}))
+        if isinstance(outcome, str):
+            lines.append(("job_failed", {**at, "replicate": 0, "seconds": 1.0, "reason": outcome}))
+            lines.append(("failed", {**at, "reason": outcome}))
+        elif outcome is not None:
+            mean = sum(outcome) / len(outcome)
+            metrics = {METRICS[2]: {"mean": mean, "sem": 0.0, "replicates": list(outcome)}}
+            lines.append(("result", {**at, "replicate": 0, "seconds": 80.0, "metrics": metrics}))
+            lines.append(("completed", {**at, "values": {METRICS[2]: mean}}))
+    if finished is not None:
+        lines.append(("finished", {"cause": finished}))
+    (folder / "ledger.jsonl").write_bytes(b"".join(ledger_line(i, *line) for i, line in enumerate(lines)))
+    return folder
+
+
+def write_search(outputs, loss, max_trials, trials, finished=None, *, protocol=PROTOCOL, benchmark=BENCHMARK, **more):
+    return write_ledger(outputs / protocol / benchmark / loss / "search", max_trials, trials, finished, **more)
+
+
+def ledger_line(seq, kind, payload):
+    body = {"seq": seq, "type": kind, "payload": payload}
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    checked = {**body, "crc": f"{zlib.crc32(text.encode()):08x}"}
+    return json.dumps(checked, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+
+def _fold(fold, digest, epochs):
+    history = tuple(
+        EpochResult(epoch=i, train_loss=None, val=accuracies(0.1, 0.1, 0.1), collapsed=False, seconds=0.1)
+        for i in range(epochs)
+    )
+    start = 25 * fold
+    return FoldResult(
+        fold=fold, seed=fold, train_classes=tuple((start + i) % 100 for i in range(75)),
+        val_classes=tuple((start + 75 + i) % 100 for i in range(25)), num_train_images=75, num_val_queries=25,
+        num_val_without_relevant=0, selected_epoch=0, val=accuracies(0.1, 0.1, 0.1), beats_untrained=True,
+        untrained_trunk_val=None, epochs=history, stopped_because="patience",
+        weights={"trunk": f"fold_{fold}/trunk.safetensors"}, seconds=10.0, weight_digests={"trunk": digest},
+    )  # fmt: skip
+
+
+def _write_queries(folder, separated, concatenated):
+    """Per-query results of four queries whose means are the run's accuracies, which must be quarters."""
+    arrays = {"index": np.arange(4), "label": np.array([0, 0, 1, 1]), "folds": np.arange(4)}
+    for metric, name in zip(METRICS, PER_QUERY, strict=True):
+        for accuracy, key in ((separated, name), (concatenated, f"concatenated_{name}")):
+            one_model = (np.arange(4) < round(4 * accuracy[metric])).astype(np.float32)
+            arrays[key] = one_model if key.startswith("concatenated") else np.tile(one_model, (4, 1))
+    np.savez_compressed(folder / "queries_test.npz", **arrays)
