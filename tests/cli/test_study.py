@@ -206,7 +206,7 @@ def stoppable(folder):
     script = folder / "fake_train.py"
     script.write_text(FAKE_STOPPABLE.format(folder=str(folder / "seen")))
     return (
-        "import pathlib, sys; from mlrc_lightning import study; from mlrc_lightning.__main__ import main;"
+        "import pathlib, sys; from mlrc_lightning.cli import study; from mlrc_lightning.__main__ import main;"
         f"study._train_script = lambda: pathlib.Path({str(script)!r}); main(sys.argv[1:])"
     )
 
