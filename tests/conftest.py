@@ -1,6 +1,9 @@
 """Shared fixtures: a small trial, real data where it is to be had, and one thread a process."""
 
+import copy
+import functools
 import os
+import shutil
 import signal
 
 # what ignores a signal, as nohup and the background of a script do, hands that on to all that it starts; a handler is
@@ -20,6 +23,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from mlrc_lightning.files import config_folder
+from mlrc_lightning.results.records import RECORD_FILE, TrialRecord, read_json
 from mlrc_lightning.settings.compose import trial_settings
 from mlrc_lightning.settings.resolvers import register_resolvers
 from tests.local_server import serve
@@ -64,10 +68,16 @@ def compose_config():
     """Composes conf/train.yaml with some overrides."""
 
     def composed(*overrides, return_hydra_config=False):
-        with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            return compose("train", list(overrides), return_hydra_config=return_hydra_config)
+        return copy.deepcopy(_composed(overrides, return_hydra_config))
 
     return composed
+
+
+@functools.cache
+def _composed(overrides, return_hydra_config):
+    """The same overrides are composed once a process: that takes longer than most of the tests that ask."""
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        return compose("train", list(overrides), return_hydra_config=return_hydra_config)
 
 
 @pytest.fixture
@@ -75,10 +85,42 @@ def settings(compose_config, tmp_path):
     """The settings of a trial that takes a second: `settings("loss=triplet")`."""
 
     def read(*overrides, is_sweep_job=False):
-        cfg = compose_config("experiment=smoke", "trainer=cpu", f"data_root={tmp_path / 'data'}", *overrides)
+        cfg = compose_config("experiment=smoke", "trainer=cpu", *overrides)
+        if not any(override.startswith("data_root=") for override in overrides):
+            cfg.data_root = str(tmp_path / "data")
         return trial_settings(cfg, is_sweep_job=is_sweep_job)
 
     return read
+
+
+@pytest.fixture(scope="session")
+def _trials(tmp_path_factory):
+    """Where the trials of `trained` lie, and which there are."""
+    return tmp_path_factory.mktemp("trials"), {}
+
+
+@pytest.fixture
+def trained(settings, tmp_path, _trials):
+    """A finished trial, trained once a process: `trained(folder, "loss=triplet")` puts a copy of it and its data here.
+
+    The copy is what `run_trial(settings("loss=triplet"), folder)` leaves. Returns its record.
+    """
+    from mlrc_lightning.protocol.trial import run_trial
+
+    def copied(folder, *overrides, is_sweep_job=False):
+        root, known = _trials
+        key = (overrides, is_sweep_job)
+        if key not in known:
+            place = root / str(len(known))
+            run_trial(settings(*overrides, f"data_root={place / 'data'}", is_sweep_job=is_sweep_job), place / "run")
+            known[key] = place
+        shutil.copytree(known[key] / "run", folder)
+        shutil.copytree(known[key] / "data", tmp_path / "data", dirs_exist_ok=True)
+        path = folder / RECORD_FILE
+        path.write_text(path.read_text().replace(str(known[key] / "data"), str(tmp_path / "data")))
+        return read_json(path, TrialRecord)
+
+    return copied
 
 
 @pytest.fixture

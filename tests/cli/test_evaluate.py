@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -42,8 +41,8 @@ def edit(folder):
     return change
 
 
-def test_a_run_tested_again_has_the_records_numbers_to_the_last_bit(settings, folder):
-    record = run_trial(settings(*RUN), folder)
+def test_a_run_tested_again_has_the_records_numbers_to_the_last_bit(trained, folder):
+    record = trained(folder, *RUN)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     shown = evaluate(folder, "test", "both")
     (line,) = read_evaluations(folder)
@@ -59,8 +58,8 @@ def test_a_run_tested_again_has_the_records_numbers_to_the_last_bit(settings, fo
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_validation_and_training_classes_are_evaluated_without_a_test_image(settings, folder, tmp_path):
-    record = run_trial(settings(*RUN), folder)
+def test_validation_and_training_classes_are_evaluated_without_a_test_image(trained, folder, tmp_path):
+    record = trained(folder, *RUN)
     for path in (tmp_path / "data").rglob("test*"):
         path.unlink()
     opened = []
@@ -80,8 +79,8 @@ def test_validation_and_training_classes_are_evaluated_without_a_test_image(sett
         evaluate(folder, "val", "concatenated")
 
 
-def test_every_use_of_the_test_classes_is_counted(settings, folder, capsys):
-    run_trial(settings(*RUN), folder)
+def test_every_use_of_the_test_classes_is_counted(trained, folder, capsys):
+    trained(folder, *RUN)
     main(["show", str(folder)])
     assert "opened" not in capsys.readouterr().out
     for arguments in (["--embedding", "separated"], ["--split", "val"], ["--embedding", "concatenated"]):
@@ -103,16 +102,16 @@ def test_a_line_cut_off_by_a_crash_costs_no_other(tmp_path):
     assert read_evaluations(tmp_path / "elsewhere") == []
 
 
-def test_pretrained_weights_are_not_asked_for_again(settings, folder, edit):
-    record = run_trial(settings(*RUN, "trunk=bn_inception", "trunk.pretrained=false", "fold=0", "schedule.max_epochs=1",
-                                "schedule.iterations_per_epoch=1"), folder)  # fmt: skip
+def test_pretrained_weights_are_not_asked_for_again(trained, folder, edit):
+    small = ["fold=0", "schedule.max_epochs=1", "schedule.iterations_per_epoch=1"]
+    record = trained(folder, *RUN, "trunk=bn_inception", "trunk.pretrained=false", *small)
     edit(lambda content: content["settings"]["trunk"]["model"].update(pretrained="gone/weights.safetensors"))
     evaluate(folder, "test", "both")
     assert read_evaluations(folder)[0]["separated"] == record.test.separated
 
 
-def test_data_that_moved_is_found_and_data_that_changed_is_noted(settings, folder, tmp_path, edit):
-    run_trial(settings(*RUN), folder)
+def test_data_that_moved_is_found_and_data_that_changed_is_noted(trained, folder, tmp_path, edit):
+    trained(folder, *RUN)
     (tmp_path / "data").rename(tmp_path / "moved")
     assert "Note: the dataset" not in evaluate(folder, "test", "both", data_root=str(tmp_path / "moved"))
     edit(lambda content: content["dataset"].update(trainval_fingerprint="another"))
@@ -120,14 +119,14 @@ def test_data_that_moved_is_found_and_data_that_changed_is_noted(settings, folde
     assert "Note: the dataset is not the record's: other trainval_fingerprint." in shown
 
 
-def test_runs_without_models_are_refused(settings, tmp_path, folder, edit):
-    run_trial(settings(*QUICK, "fold=0", is_sweep_job=True), tmp_path / "search")
+def test_runs_without_models_are_refused(trained, tmp_path, folder, edit):
+    trained(tmp_path / "search", *QUICK, "fold=0", is_sweep_job=True)
     with pytest.raises(WeightsError, match="weights of fold 0, which were not kept"):
         evaluate(tmp_path / "search", "val", "both")
-    run_trial(settings("stage=untrained", "run=0", "embedder.embedding_size=16"), tmp_path / "untrained")
+    trained(tmp_path / "untrained", "stage=untrained", "run=0", "embedder.embedding_size=16")
     with pytest.raises(RecordError, match="with trained models, found one without training"):
         evaluate(tmp_path / "untrained", "test", "both")
-    run_trial(settings(*RUN, "fold=0"), folder)
+    trained(folder, *RUN, "fold=0")
     (folder / "fold_0" / "trunk.safetensors").unlink()
     with pytest.raises(WeightsError, match="trunk.safetensors: expected the weights of fold 0"):
         evaluate(folder, "test", "both")
@@ -162,12 +161,9 @@ def victim(content, key, value):
     ],
     ids=str,
 )
-def test_what_a_record_names_is_not_called(settings, folder, edit, tmp_path, monkeypatch, key, value):
+def test_what_a_record_names_is_not_called(trained, folder, edit, tmp_path, monkeypatch, key, value):
     monkeypatch.chdir(tmp_path)
-    source = tmp_path.parent / "trusted_run"
-    if not source.exists():
-        run_trial(settings(*RUN, "fold=0"), source)
-    shutil.copytree(source, folder)
+    trained(folder, *RUN, "fold=0")
     edit(lambda content: victim(content, key, value))
     for command in (lambda: evaluate(folder, "test", "both"), lambda: reproduce(folder)):
         with pytest.raises(ConfigError, match="the record names a class that no file of .*conf names.*--config-dir"):
@@ -175,15 +171,15 @@ def test_what_a_record_names_is_not_called(settings, folder, edit, tmp_path, mon
     assert not list(tmp_path.rglob("MARKER"))
 
 
-def test_interpolations_in_a_record_are_refused(settings, folder, edit):
-    run_trial(settings(*RUN, "fold=0"), folder)
+def test_interpolations_in_a_record_are_refused(trained, folder, edit):
+    trained(folder, *RUN, "fold=0")
     edit(lambda content: victim(content, "dataset.images.seed", "${oc.env:HOME}"))
     with pytest.raises(ConfigError, match="dataset.images.seed=.*expected a plain value in a record"):
         evaluate(folder, "test", "both")
 
 
-def test_the_users_own_configuration_is_trusted_where_it_is_named(settings, folder, edit, tmp_path):
-    run_trial(settings(*RUN, "fold=0"), folder)
+def test_the_users_own_configuration_is_trusted_where_it_is_named(trained, folder, edit, tmp_path):
+    trained(folder, *RUN, "fold=0")
     own = "pytorch_metric_learning.losses.GeneralizedLiftedStructureLoss"
     edit(lambda content: victim(content, "loss.function._target_", own))
     _, record = read_run(folder)
@@ -204,8 +200,8 @@ def test_the_trusted_classes_are_those_of_our_yaml_files():
                for name in trusted)  # fmt: skip
 
 
-def test_records_from_before_runs_were_numbered_still_read(settings, folder, edit):
-    record = run_trial(settings(*QUICK, "fold=0"), folder)
+def test_records_from_before_runs_were_numbered_still_read(trained, folder, edit):
+    record = trained(folder, *QUICK, "fold=0")
 
     def as_before(content):
         for key in ("run", "root_seed"):
@@ -224,8 +220,8 @@ def test_records_from_before_runs_were_numbered_still_read(settings, folder, edi
 # trained again
 
 
-def test_a_run_is_trained_again_beside_itself_and_is_the_same(settings, folder):
-    record = run_trial(settings(*RUN, "fold=[0,2]"), folder)
+def test_a_run_is_trained_again_beside_itself_and_is_the_same(trained, folder):
+    record = trained(folder, *RUN, "fold=[0,2]")
     shown = reproduce(folder, exact=True)
     assert "The same in every figure and every weight." in shown
     assert f"{100 * record.val['precision_at_1']:.2f}" in shown
@@ -238,15 +234,15 @@ def test_a_run_is_trained_again_beside_itself_and_is_the_same(settings, folder):
     assert reproduce(folder, "other").splitlines()[2:] == shown.splitlines()[2:-2]
 
 
-def test_a_searchs_trial_stays_one_and_its_weights_are_compared_by_digest(settings, tmp_path):
-    run_trial(settings(*QUICK, "fold=0", is_sweep_job=True), tmp_path / "7")
+def test_a_searchs_trial_stays_one_and_its_weights_are_compared_by_digest(trained, tmp_path):
+    trained(tmp_path / "7", *QUICK, "fold=0", is_sweep_job=True)
     assert "and every weight" in reproduce(tmp_path / "7", exact=True)
     again = read_run(tmp_path / "7-again")[1]
     assert (again.stage, again.test) == ("search", None)
 
 
-def test_exact_names_what_differs(settings, folder, edit):
-    run_trial(settings(*RUN, "fold=0"), folder)
+def test_exact_names_what_differs(trained, folder, edit):
+    trained(folder, *RUN, "fold=0")
 
     def other_weights(content):
         content["folds"][0]["weight_digests"]["embedder"] = "0" * 64
@@ -259,8 +255,8 @@ def test_exact_names_what_differs(settings, folder, edit):
     assert "-1.0e-07" in reproduce(folder)
 
 
-def test_exact_demands_the_versions_before_it_trains(settings, folder, edit, monkeypatch):
-    run_trial(settings(*RUN, "fold=0"), folder)
+def test_exact_demands_the_versions_before_it_trains(trained, folder, edit, monkeypatch):
+    trained(folder, *RUN, "fold=0")
     edit(lambda content: content["environment"]["packages"].update({"torch": "1.0", "gone": "2.0"}))
     monkeypatch.setattr(trial, "_run_fold", lambda *_: pytest.fail("trained"))
     with pytest.raises(
@@ -283,15 +279,15 @@ def test_exact_trains_with_the_records_number_of_threads(settings, folder):
 
 
 @pytest.mark.parametrize("name", ["a/b", "3", "2", "..", ""])
-def test_a_name_that_is_no_new_folder_beside_the_run_is_refused(settings, folder, name):
-    run_trial(settings(*RUN, "fold=0"), folder)
+def test_a_name_that_is_no_new_folder_beside_the_run_is_refused(trained, folder, name):
+    trained(folder, *RUN, "fold=0")
     with pytest.raises(ConfigError, match="expected a new name for a folder"):
         reproduce(folder, name)
 
 
-def test_a_folder_of_another_run_is_left_as_it_is(settings, folder):
-    run_trial(settings(*RUN, "fold=0"), folder)
-    run_trial(settings(*QUICK, "seed=9", "fold=0"), folder.with_name("taken"))
+def test_a_folder_of_another_run_is_left_as_it_is(trained, folder):
+    trained(folder, *RUN, "fold=0")
+    trained(folder.with_name("taken"), *QUICK, "seed=9", "fold=0")
     with pytest.raises(RecordError, match="taken holds a trial with other settings .*seed"):
         reproduce(folder, "taken")
 

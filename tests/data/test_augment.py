@@ -66,6 +66,7 @@ def test_boxes_are_distributed_as_torchvisions(height, width):
     assert (ours[:, 1] + ours[:, 3] <= width).all()
 
 
+@pytest.mark.slow
 def test_the_papers_boxes_are_distributed_as_the_reference_definition_s():
     """Area, ratio and position at n = 100,000, on a photo that is wider than high, as most are."""
     n, height, width = 100_000, 256, 340

@@ -59,6 +59,11 @@ def test_a_case_worked_by_hand():
     assert metrics.mean_average_precision_at_r == pytest.approx(0.75 / 5)
 
 
+def seeds(number, of):
+    """All, of which only the first are not nightly."""
+    return [*range(number), *(pytest.param(seed, marks=pytest.mark.nightly) for seed in range(number, of))]
+
+
 @pytest.fixture(params=["faiss", "torch"])
 def search(request, monkeypatch):
     """Each of the two ways to find neighbours."""
@@ -69,7 +74,7 @@ def search(request, monkeypatch):
 
 
 @pytest.mark.usefixtures("search")
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", seeds(3, of=8))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_equals_the_slow_loop_on_uneven_classes(seed, dtype):
     embeddings, labels = uneven_classes(seed, num_samples=300, num_classes=25, embedding_size=8)
@@ -80,7 +85,7 @@ def test_equals_the_slow_loop_on_uneven_classes(seed, dtype):
 
 
 @pytest.mark.usefixtures("search")
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(1, of=3))
 @pytest.mark.parametrize("num_copies", [2, 7, 40])
 def test_equals_the_slow_loop_with_duplicates_across_classes(seed, num_copies):
     # 40 copies are more than the search finds beyond R

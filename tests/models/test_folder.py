@@ -17,7 +17,6 @@ from mlrc_lightning.data.augment import center_crop
 from mlrc_lightning.data.cache import resize_shorter_side
 from mlrc_lightning.models.folder import save_weights, write_model_folder
 from mlrc_lightning.protocol.build import build_module
-from mlrc_lightning.protocol.trial import run_trial
 
 # where torch is of another build than torchvision, `import torchvision` needs the two operators that it declares itself
 TORCHVISION = """
@@ -151,10 +150,8 @@ def test_a_trunk_of_ones_own_is_named_with_its_package(settings, tmp_path, monke
     assert "OwnTrunk(**{'width': 24})" in text
 
 
-def test_every_fold_of_a_finished_run_is_such_a_folder(settings, tmp_path):
-    record = run_trial(
-        settings("stage=reproduce", "hyperparameters=default", "run=0", "loss=triplet"), tmp_path / "run"
-    )
+def test_every_fold_of_a_finished_run_is_such_a_folder(trained, tmp_path):
+    record = trained(tmp_path / "run", "stage=reproduce", "hyperparameters=default", "run=0", "loss=triplet")
     for fold in record.folds:
         folder = tmp_path / "run" / f"fold_{fold.fold}"
         kept = sorted(path.name for path in folder.iterdir())
@@ -165,12 +162,9 @@ def test_every_fold_of_a_finished_run_is_such_a_folder(settings, tmp_path):
         assert f"after epoch {fold.selected_epoch}, the best" in (folder / "README.md").read_text()
 
 
-def test_without_kept_models_there_is_no_folder_but_their_digests_are_known(settings, tmp_path):
-    s = settings("loss=triplet", "fold=0", "schedule.iterations_per_epoch=2")
-    kept = run_trial(s, tmp_path / "kept")
-    thrown = run_trial(
-        settings("loss=triplet", "fold=0", "schedule.iterations_per_epoch=2", "stage=search"), tmp_path / "s"
-    )
+def test_without_kept_models_there_is_no_folder_but_their_digests_are_known(trained, tmp_path):
+    overrides = ("loss=triplet", "fold=0", "schedule.iterations_per_epoch=2")
+    kept, thrown = trained(tmp_path / "kept", *overrides), trained(tmp_path / "s", *overrides, "stage=search")
     assert [path.name for path in (tmp_path / "s" / "fold_0").iterdir()] == ["fold.json"]
     assert thrown.folds[0].weights == {}
     assert thrown.folds[0].weight_digests == kept.folds[0].weight_digests

@@ -78,9 +78,9 @@ def test_a_trial_trains_four_folds_tests_them_and_leaves_a_complete_record(setti
     assert f"{100 * record.test.concatenated[mapr]:.2f}" in table
 
 
-def test_the_test_accuracies_are_those_of_the_saved_weights(settings, folder):
+def test_the_test_accuracies_are_those_of_the_saved_weights(settings, trained, folder):
     s = settings(*QUICK)
-    record = run_trial(s, folder)
+    record = trained(folder, *QUICK)
     data = assembly.TrialData(s)
     pixels, indices = data.test.cache.open(), data.test.cache.indices
     images = torch.stack([torch.tensor(data.test.cache.image(pixels, i)).permute(2, 0, 1) for i in indices])
@@ -107,16 +107,16 @@ def test_the_same_seed_gives_the_same_trial_and_another_seed_another(settings, t
     assert one.val != other.val
 
 
-def test_a_finished_trial_is_not_run_again(settings, folder, monkeypatch):
-    record = run_trial(settings(*QUICK), folder)
+def test_a_finished_trial_is_not_run_again(settings, trained, folder, monkeypatch):
+    record = trained(folder, *QUICK)
     monkeypatch.setattr(trial, "_run_fold", lambda *_: pytest.fail("ran again"))
     assert run_trial(settings(*QUICK), folder) == record
 
 
-def test_a_finished_trial_is_known_by_its_folds_stage_and_settings(settings, folder):
+def test_a_finished_trial_is_known_by_its_folds_stage_and_settings(settings, trained, folder):
     assert finished_trial(settings(*QUICK), folder) is None
     assert not folder.exists()
-    record = run_trial(settings(*QUICK, "fold=2"), folder)
+    record = trained(folder, *QUICK, "fold=2")
     assert finished_trial(settings(*QUICK, "fold=2"), folder) == record
     assert finished_trial(settings(*QUICK), folder) is None  # three folds are left
     assert finished_trial(settings(*QUICK, "fold=2", is_sweep_job=True), folder) is None  # a search has no test
@@ -126,8 +126,8 @@ def test_a_finished_trial_is_known_by_its_folds_stage_and_settings(settings, fol
     assert finished_trial(settings(*QUICK, "fold=2"), folder) is None
 
 
-def test_more_folds_reuse_the_finished_ones(settings, folder):
-    first = run_trial(settings(*QUICK, "fold=2"), folder)
+def test_more_folds_reuse_the_finished_ones(settings, trained, folder):
+    first = trained(folder, *QUICK, "fold=2")
     assert first.test.concatenated is None
     assert "concatenated embeddings need all 4 folds, found 1" in first.test.notes
     everything = run_trial(settings(*QUICK), folder)
@@ -169,8 +169,8 @@ def test_a_trial_killed_after_a_validation_ends_as_the_whole_one(settings, tmp_p
             assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
-def test_a_folder_of_another_setting_is_refused_with_the_difference_and_left_as_it_is(settings, folder):
-    run_trial(settings(*QUICK), folder)
+def test_a_folder_of_another_setting_is_refused_with_the_difference_and_left_as_it_is(settings, trained, folder):
+    trained(folder, *QUICK)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(RecordError, match="loss.function.margin: 28.6 there, 5.0 now"):
         run_trial(settings(*QUICK, "loss.function.margin=5.0"), folder)
@@ -198,7 +198,7 @@ def test_a_search_draws_no_test_character_and_makes_no_test_cache(settings, tmp_
 def test_the_hook_of_the_test_above_sees_a_planted_opening(settings, tmp_path):
     opened = []
     sys.addaudithook(lambda event, arguments: opened.append(str(arguments[0])) if event == "open" else None)
-    run_trial(settings(*QUICK, "stage=train"), tmp_path / "run")
+    run_trial(settings(*QUICK, "stage=train", "fold=0"), tmp_path / "run")
     assert [path for path in opened if str(tmp_path) in path and Path(path).name.startswith("test-")]
 
 

@@ -138,7 +138,12 @@ SCHEDULERS = {
 }
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+EVERY_TIME = ("step", "plateau", "one cycle")  # by epoch, by validation, by iteration and of the loss's own parameters
+
+
+@pytest.mark.parametrize(
+    "scheduler", [pytest.param(s, marks=() if s in EVERY_TIME else pytest.mark.nightly) for s in SCHEDULERS]
+)
 def test_a_fold_killed_after_a_validation_ends_as_the_whole_one_with_its_scheduler_and_its_log(
     settings, tmp_path, monkeypatch, scheduler
 ):

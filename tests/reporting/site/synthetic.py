@@ -15,8 +15,10 @@ from mlrc_lightning.files import write_json
 from mlrc_lightning.protocol.figure_inputs import store_neighbors
 from mlrc_lightning.reporting.tables.catalog import LOSSES
 from mlrc_lightning.reporting.tables.hyperparameters import PAPER_SETTINGS
-from mlrc_lightning.results.records import EpochResult, EvaluationResult, FoldResult, TrialRecord, append_evaluation
-from tests.reporting.tables.fakes import METRICS, PER_QUERY, accuracies, write_ledger
+from mlrc_lightning.results.records import append_evaluation
+from tests import made
+from tests.made import METRICS, accuracies
+from tests.reporting.tables.fakes import PER_QUERY, write_ledger
 
 SPACE = {
     "loss.function.margin": {"type": "range", "value_type": "float", "bounds": [0.0, 90.0]},
@@ -90,23 +92,21 @@ def write_run(
             str(fold): accuracies(*(float(arrays[name][fold].mean(dtype=np.float64)) for name in PER_QUERY))
             for fold in range(4)
         }
-        test = EvaluationResult(
-            opened_at="2026-01-02T03:04:05+00:00", num_queries=len(labels), num_without_relevant=0,
+        test = made.evaluation(
+            opened_at="2026-01-02T03:04:05+00:00", num_queries=len(labels),
             separated={metric: float(np.mean([fold[metric] for fold in folds.values()])) for metric in METRICS},
             separated_folds=folds,
             concatenated=accuracies(
                 *(float(arrays[f"concatenated_{name}"].mean(dtype=np.float64)) for name in PER_QUERY)
             ),
-            baselines={}, notes=(),
         )  # fmt: skip
         if queries:
             np.savez_compressed(folder / "queries_test.npz", **arrays)
     for fold in range(4):
         (folder / f"fold_{fold}").mkdir()
         (folder / f"fold_{fold}" / "trunk.safetensors").write_bytes(b"weights")
-    record = TrialRecord(
-        schema_version=1, status="complete" if failure is None else "failed", failure=failure, stage="reproduce",
-        protocol=protocol, benchmark=benchmark, loss=loss, seed=run, run=run, root_seed=0,
+    record = made.trial(
+        failure=failure, protocol=protocol, benchmark=benchmark, loss=loss, seed=run, run=run, root_seed=0,
         settings={
             "stage": "reproduce", "dataset": {"name": benchmark, "min_images_per_class": 2},
             "loss": {"name": loss, "samples": 4, "function": {"_target_": "some.Loss", **_function(parameters)}},
@@ -116,11 +116,10 @@ def write_run(
         dataset={"name": benchmark, "num_classes": 2 * classes, "trainval_fingerprint": "f0"},
         val=accuracies(level, level, level), folds=tuple(_fold(fold, level, epochs, random) for fold in range(4)),
         test=test,
-        environment={
-            "python": "3.11.7", "packages": {"torch": "2.13.0", "numpy": "2.1.0"},
-            "code": {"commit": "0123456789abcdef", "has_changes": False}, "platform": "Linux",
-            "processor": "A processor", "num_cpus": 2, "gpus": [],
-        },
+        environment=made.environment(
+            packages={"torch": "2.13.0", "numpy": "2.1.0"}, processor="A processor",
+            code={"commit": "0123456789abcdef", "has_changes": False},
+        ),
         started_at=f"2026-01-01T00:00:{run:02d}+00:00", seconds=400.0,
     )  # fmt: skip
     write_json(folder / "record.json", record)
@@ -158,18 +157,10 @@ def _fold(fold, level, epochs, random):
     values = level * (1 - np.exp(-np.arange(epochs + 1) / 8)) + 0.01 * random.standard_normal(epochs + 1)
     values = np.clip(values, 0.01, 1)
     selected = int(values.argmax())
-    history = tuple(
-        EpochResult(
-            epoch=epoch, train_loss=None if epoch == 0 else float(2 / epoch),
-            val=accuracies(*(3 * [float(values[epoch])])), collapsed=False, seconds=4.0,
-        )
-        for epoch in range(epochs + 1)
-    )  # fmt: skip
-    return FoldResult(
-        fold=fold, seed=fold, train_classes=tuple(range(75)), val_classes=tuple(range(75, 100)), num_train_images=75,
-        num_val_queries=25, num_val_without_relevant=0, selected_epoch=selected, val=history[selected].val,
-        beats_untrained=True, untrained_trunk_val=None, epochs=history, stopped_because="patience",
-        weights={"trunk": f"fold_{fold}/trunk.safetensors"}, seconds=100.0,
+    history = made.epochs([float(value) for value in values], [2 / (epoch + 1) for epoch in range(epochs)], seconds=4.0)
+    return made.fold(
+        fold, train_classes=tuple(range(75)), val_classes=tuple(range(75, 100)), selected_epoch=selected,
+        val=history[selected].val, epochs=history, weights={"trunk": f"fold_{fold}/trunk.safetensors"}, seconds=100.0,
         weight_digests={"trunk": hashlib.sha256(b"weights").hexdigest()},
     )  # fmt: skip
 

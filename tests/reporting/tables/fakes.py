@@ -7,15 +7,13 @@ import zlib
 import numpy as np
 
 from mlrc_lightning.files import write_json
-from mlrc_lightning.results.records import EpochResult, EvaluationResult, FoldResult, TrialRecord
+from tests import made
+from tests.made import METRICS, accuracies
 
-METRICS = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
+__all__ = ["METRICS", "accuracies"]  # for the tests of tables
+
 PER_QUERY = ("correct_at_1", "r_precision", "average_precision_at_r")
 PROTOCOL, BENCHMARK = "mlrc-fake-00000000", "cub200"
-
-
-def accuracies(*values):
-    return dict(zip(METRICS, values, strict=True))
 
 
 def settings(loss, parameters=None, pretrained=True):
@@ -48,21 +46,12 @@ def write_run(
             folds.append(_fold(fold, hashlib.sha256(weights.read_bytes()).hexdigest(), epochs))
     test = None
     if failure is None:
-        test = EvaluationResult(
-            opened_at="2026-01-01T00:00:00+00:00", num_queries=4, num_without_relevant=0, separated=separated or {},
-            separated_folds={}, concatenated=concatenated, baselines=baselines or {}, notes=(),
-        )  # fmt: skip
-    record = TrialRecord(
-        schema_version=1, status="complete" if failure is None else "failed", failure=failure,
-        stage="reproduce", protocol=protocol, benchmark=benchmark, loss=loss, seed=number,
+        test = made.evaluation(separated=separated or {}, concatenated=concatenated, baselines=baselines or {})
+    record = made.trial(
+        failure=failure, protocol=protocol, benchmark=benchmark, loss=loss, seed=number,
         settings=settings(loss, parameters, pretrained),
         dataset={"name": "cub200", "num_classes": 200, "trainval_fingerprint": fingerprint},
-        val=None, folds=tuple(folds), test=test,
-        environment={
-            "python": "3.11.7", "packages": {"torch": "2.13.0"}, "code": {"commit": "c0", "has_changes": False},
-            "platform": "Linux", "processor": "CPU", "num_cpus": 2, "gpus": [],
-        },
-        started_at=started, seconds=40.0,
+        folds=tuple(folds), test=test, environment=made.environment(), started_at=started,
     )  # fmt: skip
     write_json(folder / "record.json", record)
     if with_queries:
@@ -106,17 +95,12 @@ def ledger_line(seq, kind, payload):
 
 
 def _fold(fold, digest, epochs):
-    history = tuple(
-        EpochResult(epoch=i, train_loss=None, val=accuracies(0.1, 0.1, 0.1), collapsed=False, seconds=0.1)
-        for i in range(epochs)
-    )
     start = 25 * fold
-    return FoldResult(
-        fold=fold, seed=fold, train_classes=tuple((start + i) % 100 for i in range(75)),
-        val_classes=tuple((start + 75 + i) % 100 for i in range(25)), num_train_images=75, num_val_queries=25,
-        num_val_without_relevant=0, selected_epoch=0, val=accuracies(0.1, 0.1, 0.1), beats_untrained=True,
-        untrained_trunk_val=None, epochs=history, stopped_because="patience",
-        weights={"trunk": f"fold_{fold}/trunk.safetensors"}, seconds=10.0, weight_digests={"trunk": digest},
+    return made.fold(
+        fold, train_classes=tuple((start + i) % 100 for i in range(75)),
+        val_classes=tuple((start + 75 + i) % 100 for i in range(25)),
+        epochs=made.epochs([0.1] * epochs, [None] * (epochs - 1), seconds=0.1),
+        weights={"trunk": f"fold_{fold}/trunk.safetensors"}, weight_digests={"trunk": digest},
     )  # fmt: skip
 
 
