@@ -85,9 +85,9 @@ def suggestion_times() -> dict[str, float]:
 
     from hydra_plugins.mlrc_ax_sweeper._measurements import read_return_value
     from hydra_plugins.mlrc_ax_sweeper._problem import build_problem
-    from hydra_plugins.mlrc_ax_sweeper._state import Trial
     from hydra_plugins.mlrc_ax_sweeper._suggest import suggest
     from hydra_plugins.mlrc_ax_sweeper.config import MLRCAxSweeperConf
+    from mlrc_sweeper.state import Trial
 
     config = OmegaConf.create({"hydra": {"sweeper": OmegaConf.structured(MLRCAxSweeperConf)}})
     lines = [f"{name}=interval(0,1)" for name in PARAMETERS]

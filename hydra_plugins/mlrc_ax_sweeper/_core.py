@@ -19,13 +19,14 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from mlrc_sweeper.state import Trial
+
 from ._errors import SpaceExhaustedError, SweepError
 from ._jobs import Job, JobResult, is_usage_error, run_job
 from ._ledger import Ledger, SearchLock
 from ._problem import Problem, check_resume, new_header
 from ._racing import cannot_win
 from ._results import write_results
-from ._state import SearchState, Trial
 from ._stopping import EarlyStopper
 from ._suggest import suggest
 
@@ -94,7 +95,7 @@ class Search:
         self.problem = problem
         self.directory = directory
         self.ledger = ledger
-        self.state = SearchState.from_records(ledger.records)
+        self.state = ledger.state
         self.early_stopper = EarlyStopper(problem)
         self._begin = time.monotonic()
         self._done_before = self.state.num_completed
@@ -439,7 +440,7 @@ class Search:
         )
 
     def _append(self, type_: str, payload: dict[str, Any]) -> None:
-        self.state.apply(self.ledger.append(type_, payload))
+        self.ledger.append(type_, payload)
 
 
 def _duration(seconds: float) -> str:

@@ -8,6 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
+from mlrc_sweeper.measurements import Measurement
+from mlrc_sweeper.state import Trial, Value
+
 from ._ax import (
     CenterGenerationNode,
     ChoiceParameterConfig,
@@ -23,10 +26,9 @@ from ._ax import (
     torch,
 )
 from ._errors import SpaceExhaustedError
-from ._measurements import Measurement, observations
+from ._measurements import observations
 from ._problem import Problem, derived_seed
-from ._search_space import Parameter, Value, bare_name
-from ._state import Trial
+from ._search_space import Parameter, bare_name
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,12 @@ from hydra.errors import ConfigCompositionException, OverrideParseException
 from hydra.plugins.launcher import Launcher
 from omegaconf.errors import OmegaConfBaseException
 
+from mlrc_sweeper.measurements import Measurements
+from mlrc_sweeper.state import Trial
+
 from ._errors import SweepError
-from ._measurements import Measurements, read_return_value
+from ._measurements import read_return_value
 from ._problem import Problem
-from ._state import Trial
 
 _TRACEBACK_LINES = 20
 _REASON_CHARACTERS = 500

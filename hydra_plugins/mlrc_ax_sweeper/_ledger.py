@@ -1,4 +1,4 @@
-"""The ledger: an append-only file of records, the only truth about a search, and the lock of its writer."""
+"""Writes the ledger, an append-only file of records and the only truth about a search, under its writer's lock."""
 
 import contextlib
 import errno
@@ -7,104 +7,16 @@ import json
 import os
 import socket
 import time
-import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ._errors import SweepError
+from mlrc_sweeper.errors import DamagedLedgerError, SweepError
+from mlrc_sweeper.ledger import LEDGER_NAME, read
+from mlrc_sweeper.records import Record, encode
 
-LEDGER_NAME = "ledger.jsonl"
 LOCK_NAME = "search.lock"
-
-
-@dataclass(frozen=True)
-class Record:
-    """One line of the ledger."""
-
-    seq: int
-    type: str
-    payload: Mapping[str, Any]
-
-
-class DamagedLedgerError(SweepError):
-    """A line of the ledger, other than a torn last one, is not what was written."""
-
-    def __init__(self, path: Path, line: int, valid_bytes: int, num_valid: int) -> None:
-        """Name the line and the way out."""
-        self.line = line
-        self.valid_bytes = valid_bytes
-        self.num_valid = num_valid
-        super().__init__(
-            f"{path}, line {line}: the record does not match its checksum, so the file was changed or "
-            "damaged "
-            f"after it was written. Restore the file, or keep the {num_valid} valid records before that line "
-            f"with `python -m hydra_plugins.mlrc_ax_sweeper repair {path.parent}` and repeat the command."
-        )
-
-
-def encode(record: Record) -> bytes:
-    """The record's line; its checksum covers everything else in it."""
-    body = {"seq": record.seq, "type": record.type, "payload": record.payload}
-    text = _dump(body)
-    return _dump({**body, "crc": f"{zlib.crc32(text.encode()):08x}"}).encode() + b"\n"
-
-
-def _dump(body: Mapping[str, Any]) -> str:
-    return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-
-
-def _decode(line: bytes, seq: int) -> Record | None:
-    try:
-        fields = json.loads(line)
-        record = Record(fields["seq"], fields["type"], fields["payload"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-    # comparing the whole line finds changes that JSON would read over, such as a space
-    try:
-        is_intact = encode(record) == line + b"\n" and record.seq == seq
-    except (ValueError, TypeError):
-        return None
-    return record if is_intact else None
-
-
-@dataclass(frozen=True)
-class Content:
-    """What a ledger file holds."""
-
-    records: list[Record]
-    # length of the valid part; what follows is a record whose writing was interrupted
-    valid_bytes: int
-    # the last valid record lacks only its line break
-    lacks_line_break: bool
-
-
-def read(path: Path) -> Content:
-    """The records of a ledger file; a torn last record is left out.
-
-    A record is written by one call, its line break last, so a line without one was interrupted and never
-    acknowledged. Any other mismatch means that the file was changed afterwards.
-
-    Raises:
-        DamagedLedgerError: A complete line is not what was written.
-    """
-    data = path.read_bytes()
-    records: list[Record] = []
-    position = 0
-    while (end := data.find(b"\n", position)) >= 0:
-        record = _decode(data[position:end], len(records))
-        if record is None:
-            raise DamagedLedgerError(path, len(records) + 1, position, len(records))
-        records.append(record)
-        position = end + 1
-    tail = data[position:]
-    complete = _decode(tail, len(records)) if tail else None
-    if complete is not None:
-        records.append(complete)
-        return Content(records, len(data), lacks_line_break=True)
-    return Content(records, position, lacks_line_break=False)
 
 
 class Ledger:
@@ -128,9 +40,10 @@ class Ledger:
             os.close(self._descriptor)
             raise
         self.records = content.records
+        self.state = content.state
 
-    def append(self, type_: str, payload: Mapping[str, Any]) -> Record:
-        """Write a record; when this returns, it survives a crash of the machine."""
+    def append(self, type_: str, payload: Mapping[str, Any]) -> None:
+        """Write a record that survives a crash of the machine once this returns, and have the state follow it."""
         record = Record(len(self.records), type_, payload)
         line = encode(record)
         size = os.fstat(self._descriptor).st_size
@@ -146,7 +59,7 @@ class Ledger:
                 f"Cannot write to {self.path}: {error}. All earlier results are safe; make room and repeat the command."
             ) from error
         self.records.append(record)
-        return record
+        self.state.apply(record)
 
     def close(self) -> None:
         """Close the file."""
@@ -243,7 +156,7 @@ class SearchLock:
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, _dump(me).encode(), 0)
+        os.pwrite(descriptor, json.dumps(me).encode(), 0)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,9 +1,10 @@
-"""What a task returned, and what Ax is told of it: means over replicates, standard errors by mode."""
+"""What a task returned, and what Ax is told of it: standard errors by mode."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
+
+from mlrc_sweeper.measurements import Measurement, Measurements, over_replicates
 
 from ._errors import SweepError
 
@@ -12,41 +13,6 @@ NoiseMode = Literal["inferred", "sem", "paired", "none"]
 _EXPECTED = (
     "a number, a tuple (mean, standard error or None), a list of replicate values, or a dict of those by metric name"
 )
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One metric of one trial."""
-
-    mean: float
-    sem: float | None = None
-    replicates: tuple[float, ...] | None = None
-    # of a trial that was spared its last replicates; the error is that of the forecast
-    is_forecast: bool = False
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether every number in it is finite."""
-        values = [self.mean, *(self.replicates or ())]
-        return all(math.isfinite(value) for value in values) and (self.sem is None or math.isfinite(self.sem))
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain fields for the ledger; only for finite measurements."""
-        fields: dict[str, Any] = {"mean": self.mean}
-        if self.sem is not None:
-            fields["sem"] = self.sem
-        if self.replicates is not None:
-            fields["replicates"] = list(self.replicates)
-        return fields
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "Measurement":
-        """The measurement that `to_json` wrote."""
-        replicates = fields.get("replicates")
-        return cls(fields["mean"], fields.get("sem"), None if replicates is None else tuple(replicates))
-
-
-Measurements = dict[str, Measurement]
 
 
 def read_return_value(value: Any, objective_name: str) -> Measurements:
@@ -93,30 +59,6 @@ def _number(value: Any) -> float | None:
         except (ValueError, RuntimeError):
             return None
     return None
-
-
-def over_replicates(values: Sequence[float]) -> Measurement:
-    """Mean and, from two values on, standard error over replicates of one trial."""
-    if not all(math.isfinite(value) for value in values):
-        return Measurement(math.nan, None, tuple(values))
-    mean = math.fsum(values) / len(values)
-    if len(values) < 2:
-        return Measurement(mean, None, tuple(values))
-    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return Measurement(mean, math.sqrt(variance / len(values)), tuple(values))
-
-
-def combine_replicates(jobs: Sequence[Measurements]) -> Measurements:
-    """One trial's measurements from those of its replicate jobs; only metrics that every job returned."""
-    names = [name for name in jobs[0] if all(name in job for job in jobs)]
-    combined = {}
-    for name in names:
-        values: list[float] = []
-        for job in jobs:
-            measured = job[name]
-            values.extend(measured.replicates if measured.replicates is not None else (measured.mean,))
-        combined[name] = over_replicates(values)
-    return combined
 
 
 def paired_sem(table: Sequence[Sequence[float]]) -> float | None:

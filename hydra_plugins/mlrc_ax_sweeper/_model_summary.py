@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mlrc_sweeper.state import Trial, Value
+
 from ._ax import ax_parameter_sens, cross_validate
 from ._generation import attach, ax_metric_names, ax_parameter_names, quiet_single_thread
 from ._problem import Problem
-from ._search_space import Parameter, Value
-from ._state import Trial
+from ._search_space import Parameter
 
 _SLICE_POINTS = 60
 _CONTOUR_POINTS = 25

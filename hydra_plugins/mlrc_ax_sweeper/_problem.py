@@ -14,11 +14,12 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mlrc_sweeper.state import Trial
+
 from ._constraints import OutcomeConstraint, parse_constraint
 from ._errors import SweepError
 from ._measurements import NoiseMode
 from ._search_space import SearchSpace, bare_name, build_search_space, to_override_text
-from ._state import Trial
 from .config import MLRCAxSweeperConf
 
 METHODS = ("fast", "sobol", "random", "grid")

@@ -10,12 +10,13 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from mlrc_sweeper.ledger import LEDGER_NAME, read
+from mlrc_sweeper.state import SearchState, Trial
+
 from ._errors import SweepError
-from ._ledger import LEDGER_NAME, read
 from ._model_summary import ModelSummary, summarize_model
 from ._problem import Problem, problem_from_header
 from ._results import pareto_front, write_atomically
-from ._state import SearchState, Trial
 
 _MIN_TRIALS_FOR_MODEL = 3
 _STYLE = (
@@ -36,7 +37,7 @@ def write_report(directory: Path) -> list[Path]:
     path = directory / LEDGER_NAME
     if not path.exists():
         raise SweepError(f"Expected a ledger at {path}, found none. Name the sweep directory of a search.")
-    state = SearchState.from_records(read(path).records)
+    state = read(path).state
     if state.header is None or not state.num_completed:
         raise SweepError(f"{path}: there is no completed trial to draw yet.")
     problem = problem_from_header(state.header)

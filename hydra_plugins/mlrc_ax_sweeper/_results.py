@@ -8,8 +8,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from mlrc_sweeper.state import SearchState, Trial
+
 from ._problem import Problem
-from ._state import SearchState, Trial
 
 
 def write_results(problem: Problem, state: SearchState, directory: Path) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from hydra.core.override_parser.types import (
     Transformer,
 )
 
+from mlrc_sweeper.state import Value
+
 from ._errors import SweepError
 
-Value = bool | int | float | str
 ValueType = Literal["bool", "int", "float", "str"]
 
 _PLAIN_TEXT = re.compile(r"[A-Za-z_][\w./@-]*")

@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from ._ledger import LEDGER_NAME, LOCK_NAME, DamagedLedgerError, read
+from mlrc_sweeper.errors import DamagedLedgerError
+from mlrc_sweeper.ledger import LEDGER_NAME, read
+from mlrc_sweeper.state import SearchState, Trial
+
+from ._ledger import LOCK_NAME
 from ._problem import problem_from_header
-from ._state import SearchState, Trial
 
 
 def find_searches(root: Path) -> Iterator[Path]:
@@ -24,7 +27,7 @@ def describe(directory: Path) -> str:
         content = read(directory / LEDGER_NAME)
     except DamagedLedgerError as damage:
         return f"{directory}\n  damaged: {damage}"
-    state = SearchState.from_records(content.records)
+    state = content.state
     if state.header is None:
         return f"{directory}\n  just begun"
     lines = [

@@ -2,8 +2,9 @@
 
 import logging
 
+from mlrc_sweeper.state import Trial
+
 from ._problem import Problem
-from ._state import Trial
 
 log = logging.getLogger(__name__)
 

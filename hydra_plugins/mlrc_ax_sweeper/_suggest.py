@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from mlrc_sweeper.state import Trial, Value
+
 from ._errors import SpaceExhaustedError, SweepError
 from ._problem import Problem
-from ._search_space import Value
-from ._state import Trial
 
 _MAX_GRID = 100_000
 

@@ -16,7 +16,8 @@ from mlrc_lightning.errors import ConfigError, RecordError
 from mlrc_lightning.files import read_plain_json
 from mlrc_lightning.reading import read
 from mlrc_lightning.results.records import RECORD_FILE, SCHEMA_VERSION, TrialRecord, read_json
-from mlrc_lightning.results.searches import LEDGER_FILE, SearchResult, ledger_records
+from mlrc_lightning.results.searches import SearchResult, search_state
+from mlrc_sweeper import LEDGER_NAME
 
 UNTRAINED = "untrained"
 """The loss of runs without training."""
@@ -138,12 +139,8 @@ def has_setting(run_set: RunSet, search: SearchResult) -> bool | None:
 
 def _num_planned(folder: Path) -> int:
     """Returns how many runs were asked for last; 0 where nothing tells."""
-    planned = 0
-    if (folder / LEDGER_FILE).exists():
-        for kind, payload in ledger_records(folder / LEDGER_FILE):
-            if kind in ("search", "extended"):
-                planned = payload["max_trials"]
-    return planned
+    ledger = folder / LEDGER_NAME
+    return search_state(ledger).max_trials if ledger.exists() else 0
 
 
 def _without_epochs(path: Path) -> TrialRecord:

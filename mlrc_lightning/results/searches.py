@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlrc_lightning.errors import RecordError
-
-LEDGER_FILE = "ledger.jsonl"
+from mlrc_sweeper import LEDGER_NAME, DamagedLedgerError, SearchState, Trial, read
 
 
 @dataclass(frozen=True)
@@ -90,69 +86,41 @@ def searches(outputs: Path) -> list[SearchResult]:
     Raises:
         RecordError: A ledger was changed or damaged after it was written.
     """
-    found = (_search(path.parent, outputs) for path in sorted(outputs.glob(f"*/*/*/*/{LEDGER_FILE}")))
+    found = (_search(path.parent, outputs) for path in sorted(outputs.glob(f"*/*/*/*/{LEDGER_NAME}")))
     return [search for search in found if search is not None]
 
 
-def ledger_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields type and payload of each whole record of a ledger; a torn last one is left out.
+def search_state(path: Path) -> SearchState:
+    """Returns what a ledger says of its search.
 
     Raises:
-        RecordError: A record does not match its checksum.
+        RecordError: The ledger was changed or damaged after it was written.
     """
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        body, mark, crc = line.rpartition(b',"crc":"')
-        if mark and crc == b'%08x"}' % zlib.crc32(body + b"}"):
-            fields = json.loads(line)
-            yield fields["type"], fields["payload"]
-        elif number < len(lines):
-            raise RecordError(
-                f"{path}, line {number}: the record does not match its checksum. Restore the file, or keep what is"
-                f" before that line: python -m hydra_plugins.mlrc_ax_sweeper repair {path.parent}"
-            )
+    try:
+        return read(path).state
+    except DamagedLedgerError as error:
+        raise RecordError(str(error)) from error
 
 
 def _search(folder: Path, outputs: Path) -> SearchResult | None:
     protocol, benchmark, loss, study = folder.relative_to(outputs).parts
-    header: dict[str, Any] = {}
-    trials: dict[int, SearchTrial] = {}
-    finished: str | None = None
-    metric = ""
-    for kind, payload in ledger_records(folder / LEDGER_FILE):
-        if kind == "search":
-            header = payload
-            metric = next(iter(payload["signature"]["objective"]))
-        elif kind == "extended":
-            header = {**header, "max_trials": payload["max_trials"]}
-            finished = None
-        elif kind == "proposed":
-            finished = None
-            index = payload["trial"]
-            trials[index] = SearchTrial(index, "open", dict(payload["parameters"]), (), None, 0.0, None)
-        elif kind == "finished":
-            finished = payload["cause"]
-        elif kind in ("result", "job_failed", "completed", "failed", "raced_out", "reopened"):
-            trial = trials[payload["trial"]]
-            trials[trial.index] = _after(trial, kind, payload, metric)
-    if not header:
+    state = search_state(folder / LEDGER_NAME)
+    if state.header is None:
         return None
-    space = dict(header["signature"]["search space"])
+    versions = dict(state.header["versions"])
+    finished = None if state.finished is None else str(state.finished["cause"])
+    # "(other overrides)" is a list, and no parameter
+    space = {
+        name: entry for name, entry in state.header["signature"]["search space"].items() if isinstance(entry, dict)
+    }
     return SearchResult(
-        protocol, benchmark, loss, study, folder, header["max_trials"], finished,
-        tuple(trials[index] for index in sorted(trials)), space, dict(header["versions"]),
+        protocol, benchmark, loss, study, folder, state.max_trials, finished,
+        tuple(_trial(trial, state.objective) for trial in state.trials), space, versions,
     )  # fmt: skip
 
 
-def _after(trial: SearchTrial, kind: str, payload: Mapping[str, Any], metric: str) -> SearchTrial:
-    if kind == "result":
-        measured = payload["metrics"][metric]
-        values = measured.get("replicates") or [measured["mean"]]
-        return replace(trial, values=(*trial.values, *values), seconds=trial.seconds + payload["seconds"])
-    if kind == "job_failed":
-        return replace(trial, seconds=trial.seconds + payload["seconds"], reason=payload["reason"])
-    if kind == "completed":
-        return replace(trial, state="completed", mean=payload["values"][metric], reason=None)
-    if kind == "reopened":
-        return replace(trial, state="open", reason=None)
-    return replace(trial, state=kind, reason=payload["reason"])
+def _trial(trial: Trial, metric: str) -> SearchTrial:
+    measured = trial.measurements.get(metric)
+    values = () if measured is None else measured.values
+    mean = measured.mean if measured is not None and trial.status == "completed" else None
+    return SearchTrial(trial.index, trial.status, trial.parameters, values, mean, trial.seconds, trial.reason)

@@ -28,6 +28,7 @@ from mlrc_lightning.results.records import TrialRecord, read_json
 from mlrc_lightning.settings.compose import trial_settings
 from mlrc_lightning.settings.identity import seed_of_run
 from tests.reference import retrieval_by_loops
+from tests.reporting.tables import fakes
 
 ROOT = Path(__file__).parents[2]
 GIVEN = ["stage=reproduce", "hyperparameters=default", "schedule.iterations_per_epoch=2"]
@@ -270,21 +271,19 @@ def test_runs_lie_where_the_layout_says(compose_config):
 def search(compose_config, tmp_path):
     """Writes the files of a search as the sweeper leaves them; returns the overrides of its reproductions."""
 
-    def write(loss="arcface", last="finished", **values):
+    def write(loss="arcface", finished="max_trials", score=0.75, **values):
         places = [f"output_root={tmp_path / 'out'}", f"loss={loss}", "experiment=smoke"]
         cfg = compose_config(*places)
         folder = Path(cfg.output_root) / cfg.protocol / cfg.benchmark / cfg.loss.name / cfg.study
-        folder.mkdir(parents=True, exist_ok=True)
         shared = {"loss": loss, "experiment": "smoke", "trainer": "cpu", "data_root": "elsewhere", "seed": 4}
-        results = {
-            "optimizer": "ax",
-            "ax": shared | {key.replace("__", "."): value for key, value in values.items()},
-            "search": {"finished": "max_trials", "best_trial": 6, "num_completed": 50},
-        }
-        (folder / "optimization_results.yaml").write_text(yaml.safe_dump(results))
-        steps = [("search", {"signature": {"search space": {}}}), (last, {})]
-        lines = [json.dumps({"type": kind, "payload": payload}) for kind, payload in steps]
-        (folder / "ledger.jsonl").write_text("\n".join([*lines, '{"type":"cut o']))
+        space = {key: {"type": "fixed", "values": [value]} for key, value in shared.items()}
+        best = {key.replace("__", "."): value for key, value in values.items()}
+        others = {key: value if isinstance(value, str) else value / 2 for key, value in best.items()}
+        trials = [(best, (score,)) if number == 6 else (others, (0.5,)) for number in range(50)]
+        space |= {"(other overrides)": ["~x"], **{key: {"type": "range", "bounds": [0, 90]} for key in best}}
+        fakes.write_ledger(folder, 50, trials, finished, space=space)
+        with (folder / "ledger.jsonl").open("ab") as ledger_file:
+            ledger_file.write(b'{"seq":9,"type":"cut o')
         return [*places, "stage=reproduce", "run=0"]
 
     return write
@@ -321,29 +320,30 @@ def test_without_a_search_the_message_has_its_command(compose_config, tmp_path):
         _ = cfg.hydra.run.dir
 
 
-def test_an_unfinished_search_is_refused_unless_asked_for(compose_config, search, tmp_path):
-    """One that was prolonged after it had finished, so that the results are of before, and was killed in a write."""
-    overrides = search(**FOUND, last="extended")
+def test_an_unfinished_search_is_refused_unless_asked_for(compose_config, search):
+    """Also one that a kill in a write has left with a torn line."""
+    overrides = search(**FOUND, finished=None)
     with pytest.raises(ConfigError, match=r"found an unfinished one.[\s\S]*hyperparameters.allow_unfinished=true"):
         trial_settings(compose_config(*overrides), is_sweep_job=False)
-    allowed = [*overrides, "hyperparameters.allow_unfinished=true"]
-    with pytest.raises(ConfigError, match="no trial of the search in .* has succeeded"):
-        trial_settings(compose_config(*allowed), is_sweep_job=False)
-    fixed = {"loss.function.scale": {"type": "fixed", "values": [8.0]}, "trainer": {"type": "fixed", "values": ["cpu"]}}
-    tuned = {"loss.function.margin": {"type": "range", "bounds": [0, 90]}}
-    steps = [("search", {"signature": {"search space": {**fixed, **tuned, "(other overrides)": ["~x"]}}})]
-    for trial_number, score in enumerate((0.25, 0.75, 0.5)):
-        margin = 10.0 * trial_number
-        steps.append(("proposed", {"trial": trial_number, "parameters": {"loss.function.margin": margin}}))
-        steps.append(("completed", {"trial": trial_number, "values": {MAPR: score}}))
-    steps.append(("proposed", {"trial": 3, "parameters": {"loss.function.margin": 50.0}}))
-    (ledger_file,) = tmp_path.rglob("ledger.jsonl")
-    ledger_file.write_text(
-        "\n".join(json.dumps({"type": kind, "payload": p}) for kind, p in steps) + '\n{"type": "comp'
+    s = trial_settings(compose_config(*overrides, "hyperparameters.allow_unfinished=true"), is_sweep_job=False)
+    assert (s.loss.function["margin"], s.loss.function["scale"]) == (33.5, 7.0)
+    assert s.hyperparameters.source == "smoke: trial 6, best of 50, unfinished"
+
+
+def test_a_search_without_a_success_has_no_setting(compose_config, tmp_path):
+    overrides = [f"output_root={tmp_path}", "loss=cosface", "stage=reproduce", "run=0"]
+    cfg = compose_config(*overrides)
+    folder = tmp_path / cfg.protocol / cfg.benchmark / "cosface" / cfg.study
+    fakes.write_ledger(
+        folder, 2, [({"loss.function.margin": 1.0}, "out of memory"), ({"loss.function.margin": 2.0}, None)]
     )
-    s = trial_settings(compose_config(*allowed), is_sweep_job=False)
-    assert (s.loss.function["margin"], s.loss.function["scale"]) == (10.0, 8.0)
-    assert s.hyperparameters.source == "smoke: trial 1, best of 3, unfinished"
+    with pytest.raises(ConfigError, match="no trial of the search in .* has succeeded"):
+        trial_settings(compose_config(*overrides, "hyperparameters.allow_unfinished=true"), is_sweep_job=False)
+
+
+def test_the_first_of_equals_is_the_searchs_best(compose_config, search):
+    s = trial_settings(compose_config(*search(**FOUND, score=0.5)), is_sweep_job=False)
+    assert s.hyperparameters.source == "smoke: trial 0, best of 50, finished"
 
 
 def test_other_values_than_the_searchs_are_refused(compose_config, search):
@@ -364,15 +364,6 @@ def test_a_loss_of_ones_own_takes_the_searchs_values_by_key(compose_config, sear
     assert s.loss.function["margin"] == 0.125
     default = compose_config("loss=triplet", own)
     assert default.loss.function.margin == 0.05
-
-
-def test_damaged_results_are_refused_by_name(compose_config, search, tmp_path):
-    overrides = search(**FOUND)
-    (path,) = tmp_path.rglob("optimization_results.yaml")
-    for content in ("[]", "ax: {}", "ax: [1\n", "search: {finished: x}\nax: {}"):
-        path.write_text(content)
-        with pytest.raises(RecordError, match="optimization_results.yaml: expected the results of a search"):
-            trial_settings(compose_config(*overrides), is_sweep_job=False)
 
 
 # from the command line

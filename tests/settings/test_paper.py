@@ -16,7 +16,6 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.mlrc_ax_sweeper._errors import SpaceExhaustedError
 from hydra_plugins.mlrc_ax_sweeper._problem import build_problem
-from hydra_plugins.mlrc_ax_sweeper._state import Trial
 from hydra_plugins.mlrc_ax_sweeper._suggest import suggest
 from mlrc_lightning.errors import ConfigError
 from mlrc_lightning.files import as_json, config_folder
@@ -26,6 +25,7 @@ from mlrc_lightning.settings.compose import trial_settings
 from mlrc_lightning.settings.identity import identity
 from mlrc_lightning.settings.paper import published_optimum
 from mlrc_lightning.settings.types import LossSettings
+from mlrc_sweeper.state import Trial
 from tests.training.losses.cases import LOSSES, composed
 
 REFERENCE = config_folder().parent / "mlrc_lightning" / "reference"

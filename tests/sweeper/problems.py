@@ -8,9 +8,9 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.mlrc_ax_sweeper._measurements import read_return_value
 from hydra_plugins.mlrc_ax_sweeper._problem import Problem, build_problem
-from hydra_plugins.mlrc_ax_sweeper._state import Trial
 from hydra_plugins.mlrc_ax_sweeper._suggest import suggest
 from hydra_plugins.mlrc_ax_sweeper.config import MLRCAxSweeperConf
+from mlrc_sweeper.state import Trial
 
 
 def make_problem(*lines: str, **settings: Any) -> Problem:

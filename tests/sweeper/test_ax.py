@@ -11,8 +11,8 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import OmegaConf
 
-from hydra_plugins.mlrc_ax_sweeper._state import Trial
 from hydra_plugins.mlrc_ax_sweeper._suggest import suggest
+from mlrc_sweeper.state import Trial
 
 from .conftest import ROOT, Sweep
 from .problems import make_problem, simulate
@@ -60,7 +60,7 @@ def test_integers_choices_and_failures_go_through_ax(sweep: Sweep) -> None:
 @pytest.mark.slow
 def test_a_failed_trial_is_no_value_to_the_model() -> None:
     from hydra_plugins.mlrc_ax_sweeper._generation import attach
-    from hydra_plugins.mlrc_ax_sweeper._measurements import Measurement
+    from mlrc_sweeper.measurements import Measurement
 
     problem = make_problem("x=interval(0, 1)")
     trials = [Trial(index, {"x": 0.1 * index}, "Sobol") for index in range(4)]
@@ -127,7 +127,7 @@ def test_a_relative_constraint_refers_to_the_status_quo_which_runs_first() -> No
 @pytest.mark.slow
 def test_several_objectives_give_a_pareto_front(tmp_path: Path) -> None:
     from hydra_plugins.mlrc_ax_sweeper._results import pareto_front, write_results
-    from hydra_plugins.mlrc_ax_sweeper._state import SearchState
+    from mlrc_sweeper.state import SearchState
 
     objectives = {"acc": "maximize", "cost": "minimize"}
     problem = make_problem("x=interval(0, 2)", ax_config={"experiment": {"objectives": objectives}})
@@ -242,7 +242,7 @@ def test_ax_is_told_exactly_what_its_client_would_have_been_told() -> None:
 @pytest.mark.slow
 def test_a_trial_that_lost_a_race_is_told_as_its_forecast() -> None:
     from hydra_plugins.mlrc_ax_sweeper._generation import attach
-    from hydra_plugins.mlrc_ax_sweeper._measurements import over_replicates
+    from mlrc_sweeper.measurements import over_replicates
 
     problem = make_problem("x=interval(0, 1)", noise="paired")
     trials = [Trial(index, {"x": 0.1 * index}, "Sobol", status="completed") for index in range(3)]
@@ -288,7 +288,7 @@ def test_a_model_that_fails_is_replaced_by_the_sobol_sequence(
 @pytest.mark.parametrize("with_center", [True, False])
 def test_suggestions_from_the_ledger_are_those_of_a_client_that_lives_as_long_as_the_search(with_center: bool) -> None:
     from hydra_plugins.mlrc_ax_sweeper import _generation
-    from hydra_plugins.mlrc_ax_sweeper._measurements import Measurement
+    from mlrc_sweeper.measurements import Measurement
 
     problem = make_problem(
         "x=interval(0, 1)",

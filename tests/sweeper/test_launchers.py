@@ -9,9 +9,9 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.mlrc_ax_sweeper._core import num_slots
 from hydra_plugins.mlrc_ax_sweeper._jobs import Job, JobResult, run_job
-from hydra_plugins.mlrc_ax_sweeper._ledger import Record
-from hydra_plugins.mlrc_ax_sweeper._state import SearchState, Trial
 from hydra_plugins.mlrc_local_launcher._errors import WorkerDiedError
+from mlrc_sweeper.records import Record
+from mlrc_sweeper.state import SearchState, Trial
 
 from .problems import make_problem
 
@@ -21,7 +21,10 @@ OTHER = OmegaConf.create({"hydra": {"launcher": {"_target_": "some.Launcher"}}})
 def state(*records: tuple[str, dict[str, Any]]) -> SearchState:
     first = ("proposed", {"trial": 0, "parameters": {"x": 0.5}, "generator": "Sobol"})
     started = ("started", {"trial": 0, "replicate": 1, "job": 4})
-    return SearchState.from_records(Record(n, *record) for n, record in enumerate([first, started, *records]))
+    found = SearchState()
+    for seq, record in enumerate([first, started, *records]):
+        found.apply(Record(seq, *record))
+    return found
 
 
 def test_the_id_of_a_job_under_way_is_known_and_forgotten_with_its_end() -> None:

@@ -9,15 +9,20 @@ from types import SimpleNamespace
 import pytest
 
 from hydra_plugins.mlrc_ax_sweeper import _ledger
-from hydra_plugins.mlrc_ax_sweeper._errors import SweepError
-from hydra_plugins.mlrc_ax_sweeper._ledger import DamagedLedgerError, Ledger, SearchLock, read, repair
+from hydra_plugins.mlrc_ax_sweeper._ledger import Ledger, SearchLock, repair
+from mlrc_sweeper import DamagedLedgerError, SweepError, read
+from tests.reporting.tables.fakes import METRICS, signature
+
+HEADER = {"created": "ä\n", "versions": {}, "max_trials": 2, "seed": 7, "signature": signature({})}
+PROPOSED = {"trial": 0, "parameters": {"x": 0.1 + 0.2}, "generator": "Sobol"}
+RESULT = {"trial": 0, "replicate": 0, "job": 0, "seconds": 1.0}
 
 
 def write_three(directory: Path) -> bytes:
     ledger = Ledger(directory)
-    ledger.append("search", {"seed": 7, "text": "ä\n"})
-    ledger.append("proposed", {"trial": 0, "parameters": {"x": 0.1 + 0.2}})
-    ledger.append("result", {"trial": 0, "metrics": {"objective": {"mean": 1e-300}}})
+    ledger.append("search", HEADER)
+    ledger.append("proposed", PROPOSED)
+    ledger.append("result", {**RESULT, "metrics": {METRICS[2]: {"mean": 1e-300}}})
     ledger.close()
     return (directory / "ledger.jsonl").read_bytes()
 
@@ -47,7 +52,7 @@ def test_the_last_record_cut_at_any_byte_is_dropped_and_the_rest_is_kept(tmp_pat
         ledger = Ledger(tmp_path)
         # the record is whole when it lacks only its line break
         assert len(ledger.records) == (3 if cut == len(data) - 1 else 2)
-        ledger.append("completed", {"trial": 0})
+        ledger.append("started", {"trial": 0, "replicate": 0, "job": 0})
         ledger.close()
         assert len(read(tmp_path / "ledger.jsonl").records) == len(ledger.records)
 
@@ -93,13 +98,13 @@ def test_non_finite_numbers_never_reach_the_file(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_the_ledger_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = Ledger(tmp_path)
-    ledger.append("search", {"seed": 7})
+    ledger.append("search", HEADER)
     real_write = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: real_write(descriptor, data[:10]))
     with pytest.raises(SweepError, match="make room"):
-        ledger.append("proposed", {"trial": 0})
+        ledger.append("proposed", PROPOSED)
     monkeypatch.undo()
-    ledger.append("proposed", {"trial": 0})
+    ledger.append("proposed", PROPOSED)
     ledger.close()
     assert [record.type for record in read(tmp_path / "ledger.jsonl").records] == ["search", "proposed"]
 

@@ -6,14 +6,8 @@ import numpy as np
 import pytest
 
 from hydra_plugins.mlrc_ax_sweeper._errors import SweepError
-from hydra_plugins.mlrc_ax_sweeper._measurements import (
-    Measurement,
-    combine_replicates,
-    observations,
-    over_replicates,
-    paired_sem,
-    read_return_value,
-)
+from hydra_plugins.mlrc_ax_sweeper._measurements import observations, paired_sem, read_return_value
+from mlrc_sweeper.measurements import Measurement, combine_replicates, over_replicates
 
 
 @pytest.mark.parametrize(

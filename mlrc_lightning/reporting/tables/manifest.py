@@ -19,7 +19,8 @@ from mlrc_lightning.reporting.tables.catalog import METRICS
 from mlrc_lightning.reporting.tables.cells import Accuracy, Number, Page
 from mlrc_lightning.results.records import RECORD_FILE, TrialRecord
 from mlrc_lightning.results.runs import Run, RunSet, run_of
-from mlrc_lightning.results.searches import LEDGER_FILE, SearchResult, searches
+from mlrc_lightning.results.searches import SearchResult, searches
+from mlrc_sweeper import LEDGER_NAME
 
 VERSION = 1
 QUERIES_FILE = "queries_test.npz"
@@ -197,7 +198,7 @@ def _run_entry(folder: str, run: Run, digests: Digests) -> dict[str, Any]:
 def _search_entry(folder: str, search: SearchResult, digests: Digests) -> dict[str, Any]:
     best = search.best
     return {
-        "files": digests.of([f"{folder}/{LEDGER_FILE}"]),
+        "files": digests.of([f"{folder}/{LEDGER_NAME}"]),
         "search_space": _digest({k: v for k, v in search.search_space.items() if v.get("type") != "fixed"}),
         "num_done": search.num_done,
         "max_trials": search.max_trials,

@@ -1,12 +1,11 @@
 """Results as searches and reproductions leave them, written without training anything."""
 
 import hashlib
-import json
-import zlib
 
 import numpy as np
 
 from mlrc_lightning.files import write_json
+from mlrc_sweeper import Record, encode
 from tests import made
 from tests.made import METRICS, accuracies
 
@@ -61,25 +60,26 @@ def write_run(
 
 def write_ledger(folder, max_trials, trials, finished=None, space=None):
     """Writes a search's ledger; a trial is (parameters, values of the folds), or (parameters, reason) of a failure."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     tuned = space or {"loss.function.margin": {"type": "range", "value_type": "float", "bounds": [0.0, 90.0]}}
-    signature = {"search space": tuned, "objective": {METRICS[2]: "maximize"}}
-    lines = [("search", {"max_trials": max_trials, "signature": signature, "versions": {"torch": "2.13.0"}})]
+    header = {"created": "2026-01-01T00:00:00+00:00", "max_trials": max_trials, "seed": 0}
+    lines = [("search", {**header, "signature": signature(tuned), "versions": {"torch": "2.13.0"}})]
     for index, (parameters, outcome) in enumerate(trials):
         at = {"trial": index}
+        job = {**at, "replicate": 0, "job": index}
         lines.append(("proposed", {**at, "parameters": parameters, "generator": "Sobol"}))
-        lines.append(("started", {**at, "replicate": 0, "job": index}))
+        lines.append(("started", job))
         if isinstance(outcome, str):
-            lines.append(("job_failed", {**at, "replicate": 0, "seconds": 1.0, "reason": outcome}))
+            lines.append(("job_failed", {**job, "seconds": 1.0, "reason": outcome}))
             lines.append(("failed", {**at, "reason": outcome}))
         elif outcome is not None:
             mean = sum(outcome) / len(outcome)
             metrics = {METRICS[2]: {"mean": mean, "sem": 0.0, "replicates": list(outcome)}}
-            lines.append(("result", {**at, "replicate": 0, "seconds": 80.0, "metrics": metrics}))
+            lines.append(("result", {**job, "seconds": 80.0, "metrics": metrics}))
             lines.append(("completed", {**at, "values": {METRICS[2]: mean}}))
     if finished is not None:
         lines.append(("finished", {"cause": finished}))
-    (folder / "ledger.jsonl").write_bytes(b"".join(ledger_line(i, *line) for i, line in enumerate(lines)))
+    (folder / "ledger.jsonl").write_bytes(ledger_of(*lines))
     return folder
 
 
@@ -87,11 +87,18 @@ def write_search(outputs, loss, max_trials, trials, finished=None, *, protocol=P
     return write_ledger(outputs / protocol / benchmark / loss / "search", max_trials, trials, finished, **more)
 
 
-def ledger_line(seq, kind, payload):
-    body = {"seq": seq, "type": kind, "payload": payload}
-    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-    checked = {**body, "crc": f"{zlib.crc32(text.encode()):08x}"}
-    return json.dumps(checked, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+def signature(space):
+    """Returns the signature of a search over a space, as the sweeper writes it."""
+    return {
+        "search space": space, "objective": {METRICS[2]: "maximize"}, "parameter constraints": [],
+        "outcome constraints": [], "status quo": None, "is_noisy": True, "noise": None,
+        "generation": {"method": "fast", "initialization_budget": 5, "initialize_with_center": False},
+    }  # fmt: skip
+
+
+def ledger_of(*steps):
+    """Returns the content of a ledger with these steps, each a type and a payload."""
+    return b"".join(encode(Record(seq, *step)) for seq, step in enumerate(steps))
 
 
 def _fold(fold, digest, epochs):
