@@ -25,12 +25,11 @@ from mlrc_lightning.errors import ConfigError
 from mlrc_lightning.files import PACKAGE_FOLDER, config_folder
 from mlrc_lightning.parallel.signals import STOP_SIGNALS, STOPPED, StopSignals
 from mlrc_lightning.reading import suggestion
-from mlrc_lightning.reporting.tables.benchmark import STUDY
 from mlrc_lightning.reporting.tables.catalog import LOSSES
+from mlrc_lightning.results.choice import SEARCH, furthest
 from mlrc_lightning.results.runs import UNTRAINED, RunSet, has_setting, missing_folds, run_sets
 from mlrc_lightning.results.searches import SearchResult, searches
-from mlrc_lightning.settings.benchmark import Composition, compose, overrides_of
-from mlrc_lightning.settings.types import NUM_FOLDS
+from mlrc_lightning.settings.composition import Composition, compose, overrides_of
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +134,7 @@ def plan(study: Study) -> list[Step]:
     own_searches = {
         s.loss: s
         for s in searches(study.outputs)
-        if (s.protocol, s.benchmark, s.study) == (composition.protocol, composition.benchmark, STUDY)
+        if (s.protocol, s.benchmark, s.study) == (composition.protocol, composition.benchmark, SEARCH)
     }
     steps = [_untrained_step(study, composition, own_sets)]
     for loss in study.losses:
@@ -318,16 +317,17 @@ def _untrained_step(study: Study, composition: Composition, sets: Sequence[RunSe
 
 def _search_step(study: Study, composition: Composition, loss: str, search: SearchResult | None) -> Step:
     arguments = ["-m", *study.arguments(), f"loss={loss}", *_budget("max_trials", study.max_trials), *_launcher(study)]
+    num_folds = composition.num_folds
     if search is None:
         wanted = _trials_of_a_grid(study, loss, composition.max_trials)
-        return Step(loss, "search", tuple(arguments), wanted * NUM_FOLDS, 0, None, is_finished=False)
+        return Step(loss, "search", tuple(arguments), wanted * num_folds, 0, None, is_finished=False)
     wanted = search.trials_wanted(composition.max_trials)
     # finished with fewer: the search ended by itself, or had failures enough; only a larger budget goes on
     is_finished = search.finished is not None and search.max_trials >= wanted
     left = 0 if is_finished else max(0, wanted - search.num_done)
-    timed = [trial.seconds / NUM_FOLDS for trial in search.trials if trial.state == "completed"]
+    timed = [trial.seconds / num_folds for trial in search.trials if trial.state == "completed"]
     seconds = fmean(timed) if timed else None
-    return Step(loss, "search", tuple(arguments), left * NUM_FOLDS, search.num_done * NUM_FOLDS, seconds, is_finished)
+    return Step(loss, "search", tuple(arguments), left * num_folds, search.num_done * num_folds, seconds, is_finished)
 
 
 def _reproduce_step(
@@ -347,14 +347,14 @@ def _reproduce_step(
         # a search that goes on may find another best setting, whose runs are others
         is_settled = before.is_finished and search is not None
         own = [s for s in own if is_settled and search is not None and has_setting(s, search)]
-    chosen = max(own, key=lambda s: len(s.complete), default=None)
-    wanted = composition.num_runs
+    chosen = furthest(own)
+    wanted, num_folds = composition.num_runs, composition.num_folds
     runs = [] if chosen is None else list(chosen.runs[:wanted])
-    left = sum(missing_folds(run, NUM_FOLDS) for run in runs) + NUM_FOLDS * (wanted - len(runs))
-    num_complete = 0 if chosen is None else sum(missing_folds(run, NUM_FOLDS) == 0 for run in runs)
+    left = sum(missing_folds(run, num_folds) for run in runs) + num_folds * (wanted - len(runs))
+    num_complete = 0 if chosen is None else sum(missing_folds(run, num_folds) == 0 for run in runs)
     timed = [fold.seconds for run in runs if run.outcome is not None for fold in run.outcome.folds]
     seconds = fmean(timed) if timed else before.seconds if before.loss == loss else None
-    done = NUM_FOLDS * wanted - left
+    done = num_folds * wanted - left
     is_finished = num_complete >= wanted
     return Step(loss, "reproduce", tuple(arguments), 0 if is_finished else left, done, seconds, is_finished)
 

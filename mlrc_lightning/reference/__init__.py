@@ -6,6 +6,9 @@ import csv
 from functools import cache
 from importlib import resources
 
+PAPER_SETTINGS = {"cub200": "CUB200", "cars196": "Cars196", "sop": "SOP", "cub200_batch256": "CUB200, batch 256"}
+"""Titles of the paper's four settings by their names in folders and files."""
+
 
 @cache
 def rows(file: str) -> tuple[dict[str, str], ...]:

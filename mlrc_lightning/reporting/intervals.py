@@ -21,6 +21,11 @@ class Interval:
     half_width: float | None
     n: int
 
+    def scaled(self, factor: float) -> Interval:
+        """Returns the interval in another unit, as per cent of a fraction."""
+        half_width = None if self.half_width is None else factor * self.half_width
+        return Interval(factor * self.mean, half_width, self.n)
+
     @property
     def low(self) -> float | None:
         return None if self.half_width is None else self.mean - self.half_width

@@ -20,6 +20,7 @@ _OPTIONS = ("scheduler", "gradient_clip", "sampler", "evaluation")
 """Their defaults are left out of every digest: what they are off, or the protocol's, a run is what it was without."""
 _NOT_OF_THE_TRIAL = (
     "stage", "fold", "logger", "trainer", "keep_models", "data_root", "hyperparameters", "run", "root_seed",
+    "benchmark",
 )  # fmt: skip
 _NUMERIC_OPTIONS_OF_THE_TRAINER = {
     "channels_last": (False,),

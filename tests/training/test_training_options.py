@@ -381,8 +381,8 @@ def test_tensorboard_that_is_not_installed_is_one_message(settings, tmp_path, mo
 
 def test_the_defaults_are_the_protocol_under_its_name(compose_config):
     # a change of these two moves every result to another folder
-    assert compose_config().protocol == "mlrc-small_cnn-ea4630ec"
-    assert compose_config("dataset=cub200").protocol == "mlrc-bn_inception-65f9cd02"
+    assert compose_config().protocol == "mlrc-small_cnn-dfcb5e35"
+    assert compose_config("dataset=cub200").protocol == "mlrc-bn_inception-85650e67"
 
 
 def run_folder(compose_config, *overrides):

@@ -31,10 +31,11 @@ from mlrc_lightning.reporting.figures.retrieval import NeighborSheet, neighbor_s
 from mlrc_lightning.reporting.figures.search import TrialPoint, optimisation
 from mlrc_lightning.reporting.figures.toy import SCORES, ToyEmbedding, toy_embeddings
 from mlrc_lightning.reporting.figures.training import learning_curves
-from mlrc_lightning.reporting.intervals import t_interval
+from mlrc_lightning.reporting.intervals import Interval, t_interval
 from mlrc_lightning.reporting.statistics import paper_curve
 from mlrc_lightning.reporting.tables.benchmark import value_at
 from mlrc_lightning.reporting.tables.catalog import EMBEDDINGS, LOSSES, title_of
+from mlrc_lightning.results.choice import Choice
 from mlrc_lightning.results.records import RECORD_FILE, TrialRecord, read_json
 from mlrc_lightning.results.runs import UNTRAINED, RunSet, run_sets
 from mlrc_lightning.results.searches import SearchResult, searches
@@ -79,27 +80,18 @@ class Lacking:
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """A mean over runs, in per cent, with the half width of its 95 % t-interval; None for fewer than two runs."""
-
-    mean: float
-    half_width: float | None
-    num_runs: int
-
-
-@dataclass(frozen=True)
 class Measured:
     """All reproductions of one protocol from one source of hyperparameters.
 
     Attributes:
         protocol: Name and hash.
         source: search, paper or given.
-        accuracies: By benchmark, loss (its name in the paper), embedding and metric.
+        accuracies: In per cent, by benchmark, loss (its name in the paper), embedding and metric.
     """
 
     protocol: str
     source: str
-    accuracies: Mapping[tuple[str, str, str, str], Accuracy]
+    accuracies: Mapping[tuple[str, str, str, str], Interval]
 
 
 def collect(name: str, outputs: Path, sets: Sequence[RunSet] | None = None) -> Iterator[Drawing | Lacking]:
@@ -116,33 +108,29 @@ def collect(name: str, outputs: Path, sets: Sequence[RunSet] | None = None) -> I
     yield from _COLLECT[name](outputs, run_sets(outputs) if sets is None else sets)
 
 
-def measured(sets: Sequence[RunSet]) -> list[Measured]:
-    """Groups tested reproductions by protocol and source, and averages each cell over its runs.
+def measured(sets: Sequence[RunSet], searches: Sequence[SearchResult]) -> list[Measured]:
+    """Groups tested reproductions by protocol and source, and averages each cell over the runs that tables count.
 
-    Where one source has several settings of a loss, the one with the most runs counts, of equal ones the first by id.
     What needs no training has no place among losses by year.
     """
-    chosen: dict[tuple[str, str], dict[tuple[str, str], tuple[TrialRecord, ...]]] = {}
-    for run_set in sets:
-        runs = tuple(run.outcome for run in run_set.complete if run.outcome is not None)
-        if runs and run_set.loss != UNTRAINED:
-            cells = chosen.setdefault((run_set.protocol, run_set.source), {})
-            cell = run_set.benchmark, title_of(run_set.loss)
-            if len(runs) > len(cells.get(cell, ())):
-                cells[cell] = runs
+    tested = [run_set for run_set in sets if run_set.complete and run_set.loss != UNTRAINED]
     found = []
-    for (protocol, source), cells in sorted(chosen.items()):
+    for protocol, source in sorted({(run_set.protocol, run_set.source) for run_set in tested}):
+        own = [run_set for run_set in tested if (run_set.protocol, run_set.source) == (protocol, source)]
         accuracies = {}
-        for (benchmark, loss), runs in cells.items():
-            for embedding in EMBEDDINGS:
-                for metric in AXES:
-                    values = [value_at(run, f"test.{embedding}.{metric}") for run in runs]
-                    # models of some folds alone have no concatenated embedding
-                    known = [value for value in values if value is not None]
-                    if len(known) == len(values):
-                        interval = t_interval([100 * value for value in known])
-                        accuracy = Accuracy(interval.mean, interval.half_width, interval.n)
-                        accuracies[benchmark, loss, embedding, metric] = accuracy
+        for benchmark in dict.fromkeys(run_set.benchmark for run_set in own):
+            choice = Choice(protocol, benchmark, source, sets, searches)
+            for loss in dict.fromkeys(run_set.loss for run_set in own if run_set.benchmark == benchmark):
+                run_set = choice.of(loss)
+                assert run_set is not None
+                outcomes = [run.outcome for run in choice.comparable(run_set)]
+                for embedding in EMBEDDINGS:
+                    for metric in AXES:
+                        values = [value_at(outcome, f"test.{embedding}.{metric}") for outcome in outcomes]
+                        # models of some folds alone have no concatenated embedding
+                        known = [value for value in values if value is not None]
+                        if known:
+                            accuracies[benchmark, title_of(loss), embedding, metric] = t_interval(known).scaled(100)
         found.append(Measured(protocol, source, accuracies))
     return found
 
@@ -227,7 +215,7 @@ def _figure_2b(metric: str) -> _Collect:
             f"{words} {_ranges(panels)} Source: Musgrave et al. 2020, Tables 4 to 6.",
             accuracy_over_years(titled, AXES[metric], panels),
         )
-        ours = measured(sets)
+        ours = measured(sets, searches(outputs))
         if not ours:
             yield Lacking(f"{name}: the paper's values alone, no tested reproductions in {outputs}; run {_REPRODUCE}.")
         for own in ours:
@@ -254,7 +242,7 @@ def _figure_2b(metric: str) -> _Collect:
                 yield Lacking(f"{name}: {own.protocol} has no concatenated accuracies; train all folds.")
                 continue
             title = f"{label} over the years, {SOURCES.get(own.source, own.source)} ({own.protocol})"
-            counts = sorted({value.num_runs for value in cells.values()})
+            counts = sorted({value.n for value in cells.values()})
             num_runs = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
             yield Drawing(
                 PurePosixPath(own.protocol, f"{name}_{own.source}"),
@@ -274,7 +262,7 @@ def _figure_3(baseline: str) -> _Collect:
         papers = {row["dataset"]: float(row["papers"]) for row in rows("figure_3.csv") if row["baseline"] == baseline}
         paper = {name: _paper(name) for name in ("separated_128", "concatenated_512")}
 
-        def bars(accuracies: Mapping[tuple[str, str, str], Accuracy], dataset: str, series: str) -> Bar:
+        def bars(accuracies: Mapping[tuple[str, str, str], Interval], dataset: str, series: str) -> Bar:
             own = {
                 loss: value.mean for (d, loss, m), value in accuracies.items() if (d, m) == (dataset, "precision_at_1")
             }
@@ -297,7 +285,7 @@ def _figure_3(baseline: str) -> _Collect:
         yield Drawing(
             PurePosixPath(name), title, f"{words} {_bars_in_words(groups)}", relative_improvements(title, groups)
         )
-        for own in measured(sets):
+        for own in measured(sets, searches(outputs)):
             accuracies = {
                 embedding: {(b, loss, m): v for (b, loss, e, m), v in own.accuracies.items() if e == embedding}
                 for embedding in ("separated", "concatenated")
@@ -493,10 +481,10 @@ def _place(outputs: Path, path: Path) -> str:
     return " / ".join(path.parent.relative_to(outputs).parts[1:]) or path.parent.name
 
 
-def _paper(embedding: str) -> dict[tuple[str, str, str], Accuracy]:
+def _paper(embedding: str) -> dict[tuple[str, str, str], Interval]:
     """Returns the paper's means by dataset, loss and metric, in per cent; they are over 10 runs."""
     return {
-        (row["dataset"], row["loss"], row["metric"]): Accuracy(
+        (row["dataset"], row["loss"], row["metric"]): Interval(
             float(row["mean"]), float(row["ci95"]) if row["ci95"] else None, 10
         )
         for row in rows("paper_tables.csv")
@@ -504,7 +492,7 @@ def _paper(embedding: str) -> dict[tuple[str, str, str], Accuracy]:
     }
 
 
-def _cell(accuracy: Accuracy | None) -> tuple[float | None, float | None]:
+def _cell(accuracy: Interval | None) -> tuple[float | None, float | None]:
     return (None, None) if accuracy is None else (accuracy.mean, accuracy.half_width)
 
 

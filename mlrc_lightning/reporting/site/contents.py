@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlrc_lightning.files import config_folder
-from mlrc_lightning.reporting.tables.benchmark import Benchmark, benchmark_page
+from mlrc_lightning.reference import PAPER_SETTINGS
+from mlrc_lightning.reporting.tables.benchmark import benchmark_page, composition_of_results
 from mlrc_lightning.reporting.tables.catalog import LOSSES, title_of
 from mlrc_lightning.reporting.tables.cells import Page
-from mlrc_lightning.reporting.tables.hyperparameters import PAPER_SETTINGS
 from mlrc_lightning.results.records import RECORD_FILE
 from mlrc_lightning.results.runs import UNFINISHED, UNTRAINED, Run, RunSet, run_sets
 from mlrc_lightning.results.searches import SearchResult, searches
-from mlrc_lightning.settings.benchmark import Composition, compose, overrides_of
-from mlrc_lightning.settings.types import NUM_FOLDS
+from mlrc_lightning.settings.composition import Composition, compose, overrides_of
 
 SOURCE_TITLES = {
     "search": "searched hyperparameters",
@@ -36,14 +35,14 @@ class BenchmarkTable:
     """
 
     path: str
-    benchmark: Benchmark
+    benchmark: Composition
     source: str
     content: Page
 
     @property
     def title(self) -> str:
         """Name of the benchmark, and of the source where it is not the search."""
-        name = benchmark_title(self.benchmark.name)
+        name = benchmark_title(self.benchmark.benchmark)
         return name if self.source == "search" else f"{name}, {SOURCE_TITLES.get(self.source, self.source)}"
 
 
@@ -61,7 +60,7 @@ class Grid:
 
     protocol: str
     is_papers: bool
-    benchmarks: tuple[Benchmark, ...]
+    benchmarks: tuple[Composition, ...]
     losses: tuple[str, ...]
     absent: tuple[str, ...]
 
@@ -113,10 +112,10 @@ def contents(outputs: Path) -> Contents:
     tables = []
     for grid in grids:
         for benchmark in grid.benchmarks:
-            own = [s for s in sets if (s.protocol, s.benchmark) == (grid.protocol, benchmark.name)]
+            own = [s for s in sets if (s.protocol, s.benchmark) == (grid.protocol, benchmark.benchmark)]
             for source in sorted({s.source for s in own if s.loss != UNTRAINED} | {"search"}, key=source_order):
-                content = benchmark_page(benchmark.name, benchmark, source, outputs, sets, found)
-                path = f"tables/{grid.protocol}/{benchmark.name}-{source}.html"
+                content = benchmark_page(benchmark.benchmark, benchmark, source, outputs, sets, found)
+                path = f"tables/{grid.protocol}/{benchmark.benchmark}-{source}.html"
                 tables.append(BenchmarkTable(path, benchmark, source, content))
     singles = tuple(
         path.parent.relative_to(outputs).as_posix() for path in sorted(outputs.glob(f"*/*/*/train/*/{RECORD_FILE}"))
@@ -144,20 +143,20 @@ def search_status(search: SearchResult, max_trials: int) -> str:
     return ", ".join([done, *([f"{search.num_failed} failed"] if search.num_failed else [])])
 
 
-def runs_status(run_set: RunSet, num_runs: int) -> str:
+def runs_status(run_set: RunSet, composed: Composition) -> str:
     """Returns how far a set of runs is: 3 of 10 runs, 1 failed, run 3: 2 of 4 folds."""
-    planned = max(num_runs, len(run_set.runs))
+    planned = max(composed.num_runs, len(run_set.runs))
     done = len(run_set.complete)
     parts = [f"{done} runs" if done == planned else f"{done} of {planned} runs"]
     if run_set.failed:
         parts.append(f"{len(run_set.failed)} failed")
-    parts += [folds_status(run) for run in run_set.runs if run.state == UNFINISHED]
+    parts += [folds_status(run, composed.num_folds) for run in run_set.runs if run.state == UNFINISHED]
     return ", ".join(parts)
 
 
-def folds_status(run: Run) -> str:
+def folds_status(run: Run, num_folds: int) -> str:
     """Returns how far an unfinished run is."""
-    return f"run {run.number}: {run.num_finished_folds} of {NUM_FOLDS} folds"
+    return f"run {run.number}: {run.num_finished_folds} of {num_folds} folds"
 
 
 def source_order(source: str) -> tuple[int, str]:
@@ -196,26 +195,11 @@ def _benchmark(
     composed: Composition | None,
     sets: Sequence[RunSet],
     found: Sequence[SearchResult],
-) -> Benchmark:
+) -> Composition:
     """Returns what a table asks for: by an experiment's configuration, or as much as was begun."""
-    paper_setting = name if name in PAPER_SETTINGS else None
     if composed is not None:
-        budgets = composed.num_runs, composed.max_trials
-        return Benchmark(name, protocol, composed.embedding_size, *budgets, paper_setting)
-    own_sets = [entry for entry in sets if (entry.protocol, entry.benchmark) == (protocol, name)]
-    own_searches = [entry for entry in found if (entry.protocol, entry.benchmark) == (protocol, name)]
-    outcomes = (run.outcome for entry in own_sets for run in entry.runs)
-    outcome = next((outcome for outcome in outcomes if outcome is not None), None)
-    embedder = outcome.settings.get("embedder") if outcome is not None else None
-    size = embedder["embedding_size"] if isinstance(embedder, dict) else papers.embedding_size
-    return Benchmark(
-        name,
-        protocol,
-        int(size),
-        max((len(entry.runs) for entry in own_sets), default=papers.num_runs),
-        max((entry.max_trials for entry in own_searches), default=papers.max_trials),
-        paper_setting,
-    )
+        return composed
+    return composition_of_results(name, protocol, sets, found, papers)
 
 
 def _experiments(outputs: Path) -> dict[tuple[str, str], Composition]:

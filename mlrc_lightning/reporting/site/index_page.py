@@ -18,11 +18,12 @@ from mlrc_lightning.reporting.site.contents import (
 from mlrc_lightning.reporting.site.layout import INDEX, document, link, table, text, url
 from mlrc_lightning.reporting.site.places import run_page, search_page, set_page
 from mlrc_lightning.reporting.statistics import paper_curve
-from mlrc_lightning.reporting.tables.benchmark import STUDY, Benchmark
 from mlrc_lightning.reporting.tables.cells import percent
+from mlrc_lightning.results.choice import SEARCH
 from mlrc_lightning.results.records import RECORD_FILE, TrialRecord, read_json
 from mlrc_lightning.results.runs import UNTRAINED, RunSet
 from mlrc_lightning.results.searches import SearchResult
+from mlrc_lightning.settings.composition import Composition
 
 LEGEND = (
     '<ul class="legend" aria-label="Signs in the plots">'
@@ -73,7 +74,7 @@ def _grid(contents: Contents, grid: Grid) -> list[str]:
     named = f"<code>{text(grid.protocol)}</code>. " if grid.is_papers else ""
     lines = [f"<h2>{text(heading)}</h2>", f"<p>{named}Tables: {links}.</p>"]
     caption = f"Searches and runs, {heading[0].lower()}{heading[1:]}"
-    head = "".join(f'<th scope="col">{text(benchmark_title(b.name))}</th>' for b in grid.benchmarks)
+    head = "".join(f'<th scope="col">{text(benchmark_title(b.benchmark))}</th>' for b in grid.benchmarks)
     lines += [
         f'<div class="scroll" tabindex="0" role="region" aria-label="{text(caption)}">',
         f'<table class="grid"><caption class="unseen">{text(caption)}</caption>',
@@ -90,8 +91,8 @@ def _grid(contents: Contents, grid: Grid) -> list[str]:
             sets.setdefault((run_set.loss, run_set.benchmark), []).append(run_set)
     for loss in grid.losses:
         cells = [
-            _cell(contents, loss, benchmark, searches.get((loss, benchmark.name), []),
-                  sets.get((loss, benchmark.name), []))
+            _cell(contents, loss, benchmark, searches.get((loss, benchmark.benchmark), []),
+                  sets.get((loss, benchmark.benchmark), []))
             for benchmark in grid.benchmarks
         ]  # fmt: skip
         lines.append(f'<tr><th scope="row">{text(loss_title(loss))}</th>{"".join(cells)}</tr>')
@@ -102,18 +103,18 @@ def _grid(contents: Contents, grid: Grid) -> list[str]:
 
 
 def _cell(
-    contents: Contents, loss: str, benchmark: Benchmark, searches: Sequence[SearchResult], sets: Sequence[RunSet]
+    contents: Contents, loss: str, benchmark: Composition, searches: Sequence[SearchResult], sets: Sequence[RunSet]
 ) -> str:
     parts = []
     if loss != UNTRAINED:
         # that of the tables first
-        ordered = sorted(searches, key=lambda search: (search.study != STUDY, search.study))
+        ordered = sorted(searches, key=lambda search: (search.study != SEARCH, search.study))
         for search in ordered:
             parts += _search(contents, benchmark, search)
         if not ordered:
             parts += _no_search(loss, benchmark)
     for run_set in sorted(sets, key=lambda entry: source_order(entry.source)):
-        status = runs_status(run_set, benchmark.num_runs)
+        status = runs_status(run_set, benchmark)
         is_done = len(run_set.complete) >= max(benchmark.num_runs, len(run_set.runs))
         mood = " bad" if run_set.failed else " good" if is_done else ""
         origin = "" if run_set.source == "search" or loss == UNTRAINED else _origin(run_set.source)
@@ -126,8 +127,8 @@ def _cell(
     return f"<td>{''.join(parts)}</td>"
 
 
-def _search(contents: Contents, benchmark: Benchmark, search: SearchResult) -> list[str]:
-    is_main = search.study == STUDY
+def _search(contents: Contents, benchmark: Composition, search: SearchResult) -> list[str]:
+    is_main = search.study == SEARCH
     status = search_status(search, benchmark.max_trials if is_main else 0)
     status = status if is_main else f"{search.study}: {status}"
     name, paper = _paper(search.loss, benchmark)
@@ -142,17 +143,17 @@ def _search(contents: Contents, benchmark: Benchmark, search: SearchResult) -> l
     ]
 
 
-def _no_search(loss: str, benchmark: Benchmark) -> list[str]:
+def _no_search(loss: str, benchmark: Composition) -> list[str]:
     status = "no search yet"
     name, paper = _paper(loss, benchmark)
     plot = sparkline(describe(None, paper, name, status), (), paper, benchmark.max_trials) if paper else ""
     return [plot, f'<span class="status none">{status}</span>']
 
 
-def _paper(loss: str, benchmark: Benchmark) -> tuple[str, list[float]]:
+def _paper(loss: str, benchmark: Composition) -> tuple[str, list[float]]:
     """Returns what a search is called, and the paper's best so far in its own."""
-    curve = paper_curve(benchmark.name, loss_title(loss)) if benchmark.paper_setting else None
-    name = f"{loss_title(loss)}, {benchmark_title(benchmark.name)}"
+    curve = paper_curve(benchmark.benchmark, loss_title(loss)) if benchmark.paper_setting else None
+    name = f"{loss_title(loss)}, {benchmark_title(benchmark.benchmark)}"
     return name, [] if curve is None else [float(value) for value in curve]
 
 

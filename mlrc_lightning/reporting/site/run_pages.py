@@ -24,6 +24,7 @@ from mlrc_lightning.reporting.tables.catalog import EMBEDDINGS, METRICS
 from mlrc_lightning.reporting.tables.cells import percent
 from mlrc_lightning.results.records import TrialRecord, read_evaluations
 from mlrc_lightning.results.runs import COMPLETE, UNTRAINED, RunSet
+from mlrc_lightning.settings.composition import Composition
 
 _BASELINES = {
     "untrained_trunk": "Untrained trunk",
@@ -34,7 +35,7 @@ _BASELINES = {
 }
 
 
-def set_document(contents: Contents, run_set: RunSet, num_runs: int) -> str:
+def set_document(contents: Contents, run_set: RunSet, composed: Composition) -> str:
     """Returns the page of a set of runs: each run's accuracies, and their means as the table has them."""
     folder = contents.relative(run_set.folder)
     page = set_page(folder)
@@ -65,7 +66,7 @@ def set_document(contents: Contents, run_set: RunSet, num_runs: int) -> str:
             means.append((title, f"{percent(interval.mean)}{half} ({n})"))
     again = sorted(path.parent.name for path in run_set.folder.glob("*/record.json") if not path.parent.name.isdigit())
     body = [
-        f'<p class="lede">{text(runs_status(run_set, num_runs))}; '
+        f'<p class="lede">{text(runs_status(run_set, composed))}; '
         f"{text(SOURCE_TITLES.get(run_set.source, run_set.source))}. Test accuracies in per cent.</p>",
         table("Runs", headings, rows, numeric=range(2, 3 + len(fields))),
         "<h2>Mean and 95 % t-interval over the runs</h2>",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from mlrc_lightning.reference import PAPER_SETTINGS
 from mlrc_lightning.reporting.site.charts import search_chart
 from mlrc_lightning.reporting.site.contents import Contents, benchmark_title, loss_title, search_status
 from mlrc_lightning.reporting.site.index_page import LEGEND, describe
@@ -11,7 +12,6 @@ from mlrc_lightning.reporting.site.layout import INDEX, document, link, pairs, t
 from mlrc_lightning.reporting.site.places import search_page, set_page
 from mlrc_lightning.reporting.statistics import paper_curve
 from mlrc_lightning.reporting.tables.cells import Cell, Number, percent
-from mlrc_lightning.reporting.tables.hyperparameters import PAPER_SETTINGS
 from mlrc_lightning.reporting.tables.render import cell_text
 from mlrc_lightning.results.runs import has_setting
 from mlrc_lightning.results.searches import SearchResult

@@ -73,14 +73,14 @@ def _files(outputs: Path, projections: figure_pages.Projections) -> Iterator[tup
     for entry in found.tables:
         yield from _table(found, entry)
     theirs = paper_values()
-    budgets = {(b.protocol, b.name): b for grid in found.grids for b in grid.benchmarks}
+    budgets = {(b.protocol, b.benchmark): b for grid in found.grids for b in grid.benchmarks}
     for search in found.searches:
         names = {key: name for name, key in keys.get(search.loss, {}).items()}
         wanted = budgets[search.protocol, search.benchmark].max_trials
         yield search_page(found.relative(search.folder)), search_document(found, search, names, theirs, wanted)
     for run_set in found.sets:
-        num_runs = budgets[run_set.protocol, run_set.benchmark].num_runs
-        yield set_page(found.relative(run_set.folder)), set_document(found, run_set, num_runs)
+        composed = budgets[run_set.protocol, run_set.benchmark]
+        yield set_page(found.relative(run_set.folder)), set_document(found, run_set, composed)
     runs = [
         path.parent.relative_to(outputs).as_posix()
         for run_set in found.sets

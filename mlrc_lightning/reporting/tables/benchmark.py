@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -26,10 +24,12 @@ from mlrc_lightning.reporting.tables.cells import (
     difference,
     with_best,
 )
+from mlrc_lightning.results.choice import Choice, furthest
 from mlrc_lightning.results.records import TrialRecord
 from mlrc_lightning.results.runs import UNFINISHED, UNTRAINED, Run, RunSet, has_setting
 from mlrc_lightning.results.searches import SearchResult
-from mlrc_lightning.settings.types import FROZEN_PROXY, NUM_FOLDS
+from mlrc_lightning.settings.composition import Composition
+from mlrc_lightning.settings.types import FROZEN_PROXY
 
 SOURCES = {
     "search": "the best setting of its search",
@@ -37,34 +37,11 @@ SOURCES = {
     "given": "a setting given on the command line",
 }
 """Where the hyperparameters of a table's runs come from; one table has one of them."""
-STUDY = "search"
-"""Name of the searches that a table looks at."""
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """What a table is of.
-
-    Attributes:
-        name: As in the folders under `outputs`.
-        protocol: Whose runs count; all others are only named.
-        embedding_size: E of each model.
-        num_runs: Runs wanted.
-        max_trials: Trials wanted of a search.
-        paper_setting: Of the paper's tables; None where it has none of this benchmark.
-    """
-
-    name: str
-    protocol: str
-    embedding_size: int
-    num_runs: int
-    max_trials: int
-    paper_setting: str | None
 
 
 def benchmark_page(
     name: str,
-    benchmark: Benchmark,
+    benchmark: Composition,
     source: str,
     outputs: Path,
     sets: Sequence[RunSet],
@@ -85,31 +62,22 @@ def benchmark_page(
     """
     if source not in SOURCES:
         raise ConfigError(f"--source {source}: expected one of {', '.join(SOURCES)}.")
-    here = [run_set for run_set in sets if run_set.benchmark == benchmark.name]
+    here = [run_set for run_set in sets if run_set.benchmark == benchmark.benchmark]
     own = [run_set for run_set in here if run_set.protocol == benchmark.protocol]
-    own_searches = {
-        search.loss: search
-        for search in searches
-        if (search.protocol, search.benchmark, search.study) == (benchmark.protocol, benchmark.name, STUDY)
-    }
-    baselines = [run_set for run_set in own if run_set.loss == UNTRAINED]
-    of_source = [run_set for run_set in own if run_set.loss != UNTRAINED and run_set.source == source]
-    data = _most_frequent(_data(run.outcome) for run_set in [*baselines, *of_source] for run in run_set.complete)
-    content = _Content(benchmark, source, outputs, data)
-    rows = [content.baseline_row(row, baselines) for row in BASELINES]
+    choice = Choice(benchmark.protocol, benchmark.benchmark, source, sets, searches)
+    content = _Content(benchmark, choice, outputs)
+    rows = [content.baseline_row(row) for row in BASELINES]
     for loss in LOSSES:
-        found = [run_set for run_set in of_source if run_set.loss == loss.name]
-        search = own_searches.get(loss.name)
-        if loss.is_of_the_paper or found or search is not None:
-            rows.append(content.loss_row(loss, found, search))
+        if loss.is_of_the_paper or loss.name in choice.searches or choice.of(loss.name) is not None:
+            rows.append(content.loss_row(loss))
     paper = _paper_cells(benchmark.paper_setting)
     tables = tuple(_table(embedding, benchmark, rows, paper) for embedding in EMBEDDINGS)
     notes = [*_about(benchmark, source, paper), *content.notes, *_others(benchmark, source, own, here, searches)]
     folders = tuple(
-        str(own_searches[loss.name].folder.relative_to(outputs)) for loss in LOSSES if loss.name in own_searches
+        str(choice.searches[loss.name].folder.relative_to(outputs)) for loss in LOSSES if loss.name in choice.searches
     )
-    arguments = {"protocol": benchmark.protocol, "benchmark": benchmark.name, "source": source}
-    return Page(name, f"{benchmark.name} ({benchmark.protocol})", tables, tuple(notes), arguments, folders)
+    arguments = {"protocol": benchmark.protocol, "benchmark": benchmark.benchmark, "source": source}
+    return Page(name, f"{benchmark.benchmark} ({benchmark.protocol})", tables, tuple(notes), arguments, folders)
 
 
 @dataclass(frozen=True)
@@ -124,18 +92,18 @@ class _RowContent:
 
 
 class _Content:
-    """Chooses the runs of each row, and says what is lacking."""
+    """Fills each row with the runs that count, and says what is lacking."""
 
-    def __init__(self, benchmark: Benchmark, source: str, outputs: Path, data: str | None) -> None:
+    def __init__(self, benchmark: Composition, choice: Choice, outputs: Path) -> None:
         self.benchmark = benchmark
-        self.source = source
+        self.choice = choice
+        self.source = choice.source
         self.outputs = outputs
-        self.data = data
         self.notes: list[str] = []
 
-    def loss_row(self, loss: LossRow, sets: Sequence[RunSet], search: SearchResult | None) -> _RowContent:
-        """Returns the row of a loss, of the one setting that the table is about."""
-        chosen = self._choose(sets, search)
+    def loss_row(self, loss: LossRow) -> _RowContent:
+        """Returns the row of a loss, of the one setting that counts."""
+        chosen, search = self.choice.of(loss.name), self.choice.searches.get(loss.name)
         standing = self._standing(chosen, search)
         cells: dict[tuple[str, str], Cell] = {}
         runs = self._comparable(loss.title, chosen)
@@ -143,12 +111,12 @@ class _Content:
             for metric in METRICS:
                 key = f"{embedding}/{loss.name}/{metric}"
                 cells[embedding, metric] = self._cell(key, f"test.{embedding}.{metric}", runs, standing)
-        self._note_of_choice(loss, sets, chosen, search)
+        self._note_of_choice(loss, chosen, search)
         return _RowContent(loss.name, loss.title, loss.title, standing, cells)
 
-    def baseline_row(self, row: BaselineRow, sets: Sequence[RunSet]) -> _RowContent:
+    def baseline_row(self, row: BaselineRow) -> _RowContent:
         """Returns a row without training."""
-        chosen = max(sets, key=_progress) if sets else None
+        chosen = furthest(self.choice.baselines)
         standing = self._standing_of_runs(chosen) if chosen is not None else "no run yet"
         runs = self._comparable(row.title, chosen)
         is_random = any(run.outcome is not None and not run.outcome.settings["trunk"]["pretrained"] for run in runs)
@@ -162,20 +130,11 @@ class _Content:
         title = row.title_of_random_trunk if is_random else row.title
         return _RowContent(row.name, title, row.title, standing, cells)
 
-    def _choose(self, sets: Sequence[RunSet], search: SearchResult | None) -> RunSet | None:
-        """Returns the set of the search's best setting, else the one that is furthest on."""
-        if not sets:
-            return None
-        if self.source == "search" and search is not None:
-            of_best = [run_set for run_set in sets if has_setting(run_set, search)]
-            return max(of_best or sets, key=_progress)
-        return max(sets, key=_progress)
-
     def _comparable(self, title: str, chosen: RunSet | None) -> list[Run]:
         """Returns the finished runs on the table's own data; the others are named."""
         if chosen is None:
             return []
-        runs = [run for run in chosen.complete if _data(run.outcome) == self.data]
+        runs = self.choice.comparable(chosen)
         others = len(chosen.complete) - len(runs)
         if others:
             self.notes.append(f"{title}: {_count(others, 'run')} on other data or in another precision left out.")
@@ -221,19 +180,18 @@ class _Content:
         if chosen.failed:
             parts.append(f"{len(chosen.failed)} failed")
         parts += [
-            f"run {run.number}: {run.num_finished_folds} of {NUM_FOLDS} folds"
+            f"run {run.number}: {run.num_finished_folds} of {self.benchmark.num_folds} folds"
             for run in chosen.runs
             if run.state == UNFINISHED
         ]
         return ", ".join(parts)
 
-    def _note_of_choice(
-        self, loss: LossRow, sets: Sequence[RunSet], chosen: RunSet | None, search: SearchResult | None
-    ) -> None:
+    def _note_of_choice(self, loss: LossRow, chosen: RunSet | None, search: SearchResult | None) -> None:
         if chosen is None:
             return
-        if len(sets) > 1:
-            names = ", ".join(run_set.folder.name for run_set in sets if run_set is not chosen)
+        others = [s for s in self.choice.sets if s.loss == loss.name and s is not chosen]
+        if others:
+            names = ", ".join(run_set.folder.name for run_set in others)
             self.notes.append(f"{loss.title}: runs of {chosen.folder.name}; there are others of {names}.")
         if self.source == "search" and search is not None and search.best is not None:
             if has_setting(chosen, search) is False:
@@ -268,27 +226,6 @@ def _is_constant(cell: Cell) -> TypeGuard[Accuracy]:
     return isinstance(cell, Accuracy) and cell.half_width == 0
 
 
-def _data(outcome: TrialRecord | None) -> str | None:
-    """Returns what must be the same for two runs to be in one table, beside protocol and benchmark, as text."""
-    if outcome is None:
-        return None
-    settings = outcome.settings
-    rule = {"min_images_per_class": settings["dataset"]["min_images_per_class"]}
-    dataset = {key: value for key, value in outcome.dataset.items() if not isinstance(value, list | dict)}
-    return json.dumps({**rule, **dataset, "precision": settings["trainer"]["precision"]}, sort_keys=True)
-
-
-def _most_frequent(values: Iterable[str | None]) -> str | None:
-    counts = Counter(value for value in values if value is not None)
-    return max(sorted(counts), key=lambda value: counts[value]) if counts else None
-
-
-def _progress(run_set: RunSet) -> tuple[int, str, str]:
-    """Orders sets of one loss: more finished runs first, then the one begun last."""
-    begun = max((run.outcome.started_at for run in run_set.complete if run.outcome is not None), default="")
-    return len(run_set.complete), begun, run_set.folder.name
-
-
 def _paper_cells(setting: str | None) -> dict[tuple[str, str, str], Accuracy]:
     """Returns the paper's cells of a benchmark by embedding, title of the row, and metric."""
     cells = {}
@@ -302,9 +239,9 @@ def _paper_cells(setting: str | None) -> dict[tuple[str, str, str], Accuracy]:
 
 
 def _table(
-    embedding: str, benchmark: Benchmark, rows: Sequence[_RowContent], paper: Mapping[tuple[str, str, str], Accuracy]
+    embedding: str, benchmark: Composition, rows: Sequence[_RowContent], paper: Mapping[tuple[str, str, str], Accuracy]
 ) -> Table:
-    size = benchmark.embedding_size * (NUM_FOLDS if embedding == "concatenated" else 1)
+    size = benchmark.embedding_size * (benchmark.num_folds if embedding == "concatenated" else 1)
     columns: list[Column] = []
     for title in METRICS.values():
         columns.append(Column("", title, "ours"))
@@ -331,7 +268,7 @@ def _lacking(cell: Cell) -> str:
     return cell.lacking if isinstance(cell, Missing) else "not in the paper"
 
 
-def _about(benchmark: Benchmark, source: str, paper: Mapping[Any, Any]) -> list[str]:
+def _about(benchmark: Composition, source: str, paper: Mapping[Any, Any]) -> list[str]:
     notes = [
         "Per cent on the test classes: mean over training runs ± half width of its 95 % t-interval; none for fewer than"
         f" two runs. Hyperparameters: {SOURCES[source]}. Best of a column in bold."
@@ -346,7 +283,7 @@ def _about(benchmark: Benchmark, source: str, paper: Mapping[Any, Any]) -> list[
 
 
 def _others(
-    benchmark: Benchmark, source: str, own: Sequence[RunSet], here: Sequence[RunSet], searches: Sequence[SearchResult]
+    benchmark: Composition, source: str, own: Sequence[RunSet], here: Sequence[RunSet], searches: Sequence[SearchResult]
 ) -> list[str]:
     """Names the results that are not in this table."""
     notes = []
@@ -361,7 +298,7 @@ def _others(
             f"Not shown: {', '.join(unknown)}, which have no row in mlrc_lightning/reporting/tables/catalog.py."
         )
     found = {(run_set.protocol, run_set.loss) for run_set in here}
-    found |= {(search.protocol, search.loss) for search in searches if search.benchmark == benchmark.name}
+    found |= {(search.protocol, search.loss) for search in searches if search.benchmark == benchmark.benchmark}
     for protocol in sorted({protocol for protocol, _ in found} - {benchmark.protocol}):
         losses = {loss for of, loss in found if of == protocol} - {UNTRAINED}
         notes.append(f"Not shown: another protocol, {protocol}, {_losses(losses)}: --protocol {protocol}.")
@@ -374,3 +311,29 @@ def _losses(names: set[str]) -> str:
 
 def _count(number: int, word: str) -> str:
     return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+def composition_of_results(
+    benchmark: str, protocol: str, sets: Sequence[RunSet], searches: Sequence[SearchResult], otherwise: Composition
+) -> Composition:
+    """Returns what the results of a protocol say of themselves, for a table without a configuration of its own.
+
+    Args:
+        benchmark: Of the results.
+        protocol: Of the results.
+        sets: All sets of runs that were found.
+        searches: All searches that were found.
+        otherwise: Where the results say nothing, its values stand.
+    """
+    own_sets = [entry for entry in sets if (entry.protocol, entry.benchmark) == (protocol, benchmark)]
+    own_searches = [entry for entry in searches if (entry.protocol, entry.benchmark) == (protocol, benchmark)]
+    outcomes = (run.outcome for entry in own_sets for run in entry.runs)
+    settings = next((outcome.settings for outcome in outcomes if outcome is not None), {})
+    return Composition(
+        benchmark,
+        protocol,
+        int(settings.get("embedder", {}).get("embedding_size", otherwise.embedding_size)),
+        int(settings.get("split", {}).get("num_folds", otherwise.num_folds)),
+        max((len(entry.runs) for entry in own_sets), default=otherwise.num_runs),
+        max((entry.max_trials for entry in own_searches), default=otherwise.max_trials),
+    )

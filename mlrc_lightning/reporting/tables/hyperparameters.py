@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mlrc_lightning.reference import PAPER_SETTINGS
 from mlrc_lightning.reference import rows as reference_rows
-from mlrc_lightning.reporting.tables.benchmark import STUDY
 from mlrc_lightning.reporting.tables.catalog import LOSSES
 from mlrc_lightning.reporting.tables.cells import Cell, Column, Missing, Number, Page, Row, Source, Table, Text
+from mlrc_lightning.results.choice import SEARCH
 from mlrc_lightning.results.searches import SearchResult
-
-PAPER_SETTINGS = {"cub200": "CUB200", "cars196": "Cars196", "sop": "SOP", "cub200_batch256": "CUB200, batch 256"}
-"""The four settings of the paper's page, by the name of the benchmark."""
 
 
 def hyperparameters_page(
@@ -35,7 +33,7 @@ def hyperparameters_page(
     own = {
         (search.loss, search.benchmark): search
         for search in searches
-        if search.protocol == protocol and search.study == STUDY
+        if search.protocol == protocol and search.study == SEARCH
     }
     columns: list[Column] = []
     for title in PAPER_SETTINGS.values():

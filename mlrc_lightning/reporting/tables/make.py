@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mlrc_lightning.errors import ConfigError
 from mlrc_lightning.files import config_folder, write_bytes, write_json
-from mlrc_lightning.reporting.tables.benchmark import Benchmark, benchmark_page
+from mlrc_lightning.reference import PAPER_SETTINGS
+from mlrc_lightning.reporting.tables.benchmark import benchmark_page, composition_of_results
 from mlrc_lightning.reporting.tables.cells import Page
 from mlrc_lightning.reporting.tables.cited import reported_page, toy_page
-from mlrc_lightning.reporting.tables.hyperparameters import PAPER_SETTINGS, hyperparameters_page
+from mlrc_lightning.reporting.tables.hyperparameters import hyperparameters_page
 from mlrc_lightning.reporting.tables.manifest import manifest
 from mlrc_lightning.reporting.tables.render import RENDERERS
 from mlrc_lightning.results.runs import RunSet, run_sets
 from mlrc_lightning.results.searches import SearchResult, searches
-from mlrc_lightning.settings.benchmark import compose, overrides_of
+from mlrc_lightning.settings.composition import Composition, compose, overrides_of
 
 FOLDER = "tables"
 """Below `outputs`."""
@@ -42,16 +44,21 @@ def make_page(
     """
     if name in CITED:
         return CITED[name](), [], []
-    benchmark = _benchmark(name, overrides, protocol, outputs)
+    composed, is_configured = _composition(name, overrides, protocol, outputs)
     found = searches(outputs)
     if name == HYPERPARAMETERS:
         keys = parameter_keys(config_folder())
-        return hyperparameters_page(benchmark.protocol, outputs, found, keys, benchmark.max_trials), [], found
+        return hyperparameters_page(composed.protocol, outputs, found, keys, composed.max_trials), [], found
     sets = run_sets(outputs)
-    return benchmark_page(name, benchmark, source, outputs, sets, found), sets, found
+    if not is_configured:
+        wanted = composed.num_runs, composed.max_trials
+        own = composition_of_results(composed.benchmark, composed.protocol, sets, found, composed)
+        composed = replace(own, num_runs=wanted[0], max_trials=wanted[1])
+    return benchmark_page(name, composed, source, outputs, sets, found), sets, found
 
 
-def _benchmark(name: str, overrides: Sequence[str], protocol: str | None, outputs: Path) -> Benchmark:
+def _composition(name: str, overrides: Sequence[str], protocol: str | None, outputs: Path) -> tuple[Composition, bool]:
+    """Returns what a table is of, and whether the configuration is that of its protocol."""
     own_name = None
     try:
         beginning = overrides_of(next(iter(PAPER_SETTINGS)) if name == HYPERPARAMETERS else name)
@@ -66,15 +73,8 @@ def _benchmark(name: str, overrides: Sequence[str], protocol: str | None, output
             ) from None
         beginning, own_name, protocol = [], name, protocol or known[0]
     composed = compose([*beginning, *overrides], outputs)
-    benchmark = own_name or composed.benchmark
-    return Benchmark(
-        benchmark,
-        protocol or composed.protocol,
-        composed.embedding_size,
-        composed.num_runs,
-        composed.max_trials,
-        benchmark if benchmark in PAPER_SETTINGS else None,
-    )
+    wanted = replace(composed, benchmark=own_name or composed.benchmark, protocol=protocol or composed.protocol)
+    return wanted, wanted == composed
 
 
 def write_page(

@@ -24,7 +24,10 @@ def record(stage, protocol, benchmark, loss, *, val=0.3, separated=None, concate
     folds = (fold_result(0, [0.1, val - 0.1], [1.0], 1), fold_result(1, [0.1, val + 0.1], [1.0], 1))
     return made.trial(
         failure=failure, stage=stage, protocol=protocol, benchmark=benchmark, loss=loss,
-        settings={"loss": {"name": loss}}, val=None if failure else accuracies(val), folds=() if failure else folds,
+        settings={
+            "loss": {"name": loss}, "dataset": {"min_images_per_class": 2}, "trainer": {"precision": "32-true"},
+        },
+        val=None if failure else accuracies(val), folds=() if failure else folds,
         test=test, seconds=1.0,
     )  # fmt: skip
 

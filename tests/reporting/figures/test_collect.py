@@ -11,6 +11,7 @@ from mlrc_lightning.reporting.figures import NAMES
 from mlrc_lightning.reporting.figures.collect import Drawing, Lacking, collect, loss_years, measured
 from mlrc_lightning.reporting.tables.catalog import LOSSES
 from mlrc_lightning.results.runs import run_sets
+from mlrc_lightning.results.searches import searches
 from tests.reporting.figures.results import METRIC, put, record
 from tests.reporting.figures.test_curves import by_gid
 from tests.reporting.figures.test_reality import bars
@@ -27,12 +28,12 @@ def reproductions(outputs, loss="arcface", values=(0.6, 0.62, 0.67), source="sea
 
 def test_a_cell_is_the_mean_over_runs_with_scipys_t_interval(tmp_path):
     reproductions(tmp_path)
-    (own,) = measured(run_sets(tmp_path))
+    (own,) = measured(run_sets(tmp_path), searches(tmp_path))
     assert (own.protocol, own.source) == (PROTOCOL, "search")
     cell = own.accuracies["cub200", "ArcFace", "concatenated", METRIC]
     low, high = stats.t.interval(0.95, 2, loc=np.mean([60, 62, 67]), scale=stats.sem([60, 62, 67]))
     assert (cell.mean - cell.half_width, cell.mean + cell.half_width) == pytest.approx((low, high))
-    assert cell.num_runs == 3
+    assert cell.n == 3
     assert own.accuracies["cub200", "ArcFace", "separated", METRIC].mean == pytest.approx(53)
 
 
@@ -43,9 +44,9 @@ def test_one_run_has_no_interval_and_failed_untested_or_untrained_ones_do_not_co
     put(tmp_path, f"{place}/2", record("reproduce", PROTOCOL, "cub200", "arcface"))
     untrained = record("reproduce", PROTOCOL, "cub200", "untrained", separated=0.1, concatenated=0.1)
     put(tmp_path, f"{PROTOCOL}/cub200/untrained/reproduce/given-89abcdef/0", untrained)
-    (own,) = measured(run_sets(tmp_path))
+    (own,) = measured(run_sets(tmp_path), searches(tmp_path))
     cell = own.accuracies["cub200", "ArcFace", "concatenated", METRIC]
-    assert (cell.mean, cell.half_width, cell.num_runs) == (60.0, None, 1)
+    assert (cell.mean, cell.half_width, cell.n) == (60.0, None, 1)
 
 
 def test_protocols_and_sources_never_share_a_figure(tmp_path):

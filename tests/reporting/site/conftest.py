@@ -8,7 +8,7 @@ import pytest
 
 from mlrc_lightning.reporting.figures.toy_scores import store_toy
 from mlrc_lightning.reporting.site.site import build
-from mlrc_lightning.settings.benchmark import compose, overrides_of
+from mlrc_lightning.settings.composition import compose, overrides_of
 from tests.reporting.site import synthetic
 
 SMALL = "mlrc-small_cnn-aaaa0000"

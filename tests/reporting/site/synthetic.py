@@ -13,8 +13,8 @@ import numpy as np
 
 from mlrc_lightning.files import write_json
 from mlrc_lightning.protocol.figure_inputs import store_neighbors
+from mlrc_lightning.reference import PAPER_SETTINGS
 from mlrc_lightning.reporting.tables.catalog import LOSSES
-from mlrc_lightning.reporting.tables.hyperparameters import PAPER_SETTINGS
 from mlrc_lightning.results.records import append_evaluation
 from tests import made
 from tests.made import METRICS, accuracies

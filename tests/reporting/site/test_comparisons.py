@@ -13,9 +13,10 @@ from mlrc_lightning.reporting.site import comparisons
 from mlrc_lightning.reporting.site.comparisons import compare, p_text, points
 from mlrc_lightning.reporting.site.spread import spreads
 from mlrc_lightning.reporting.statistics import pairwise, read_query_results
-from mlrc_lightning.reporting.tables.benchmark import Benchmark, benchmark_page
+from mlrc_lightning.reporting.tables.benchmark import benchmark_page
 from mlrc_lightning.results.runs import run_sets
 from mlrc_lightning.results.searches import searches
+from mlrc_lightning.settings.composition import Composition
 from tests.reporting.site.synthetic import write_run, write_search, write_study
 
 PROTOCOL = "mlrc-fake-00000000"
@@ -23,7 +24,7 @@ METRIC = "mean_average_precision_at_r"
 
 
 def page(outputs, source="search"):
-    benchmark = Benchmark("cub200", PROTOCOL, 128, 2, 3, "cub200")
+    benchmark = Composition("cub200", PROTOCOL, 128, 4, 2, 3)
     return benchmark_page("cub200", benchmark, source, outputs, run_sets(outputs), searches(outputs))
 
 

@@ -15,7 +15,7 @@ PER_QUERY = ("correct_at_1", "r_precision", "average_precision_at_r")
 PROTOCOL, BENCHMARK = "mlrc-fake-00000000", "cub200"
 
 
-def settings(loss, parameters=None, pretrained=True):
+def settings(loss, parameters=None, pretrained=True, num_folds=4):
     function = {"_target_": "some.Loss", **(parameters or {})}
     return {
         "stage": "reproduce",
@@ -24,20 +24,21 @@ def settings(loss, parameters=None, pretrained=True):
         "dataset": {"name": "cub200", "min_images_per_class": 2},
         "trunk": {"name": "bn_inception", "pretrained": pretrained},
         "trainer": {"precision": "32-true"},
+        "split": {"num_folds": num_folds},
     }
 
 
 def write_run(
     outputs, loss, number, separated=None, concatenated=None, *, source="search", setting_id="11111111", failure=None,
     parameters=None, baselines=None, protocol=PROTOCOL, benchmark=BENCHMARK, fingerprint="f0", started="2026-01-01",
-    with_queries=False, pretrained=True, epochs=1,
+    with_queries=False, pretrained=True, epochs=1, num_folds=4,
 ):  # fmt: skip
-    """Writes one run of four folds (or none, with baselines) and its weights; returns its folder."""
+    """Writes one run of `num_folds` folds (or none, with baselines) and its weights; returns its folder."""
     folder = outputs / protocol / benchmark / loss / "reproduce" / f"{source}-{setting_id}" / str(number)
     folder.mkdir(parents=True)
     folds = []
     if baselines is None:
-        for fold in range(4):
+        for fold in range(num_folds):
             (folder / f"fold_{fold}").mkdir()
             weights = folder / f"fold_{fold}" / "trunk.safetensors"
             weights.write_bytes(f"{loss} {number} {fold}".encode())
@@ -48,7 +49,7 @@ def write_run(
         test = made.evaluation(separated=separated or {}, concatenated=concatenated, baselines=baselines or {})
     record = made.trial(
         failure=failure, protocol=protocol, benchmark=benchmark, loss=loss, seed=number,
-        settings=settings(loss, parameters, pretrained),
+        settings=settings(loss, parameters, pretrained, num_folds),
         dataset={"name": "cub200", "num_classes": 200, "trainval_fingerprint": fingerprint},
         folds=tuple(folds), test=test, environment=made.environment(), started_at=started,
     )  # fmt: skip

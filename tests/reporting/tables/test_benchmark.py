@@ -9,20 +9,21 @@ from scipy import stats
 
 from mlrc_lightning.errors import ConfigError
 from mlrc_lightning.reference import rows as reference_rows
-from mlrc_lightning.reporting.tables.benchmark import Benchmark, benchmark_page
+from mlrc_lightning.reporting.tables.benchmark import benchmark_page
 from mlrc_lightning.reporting.tables.catalog import LOSSES
 from mlrc_lightning.reporting.tables.cells import Accuracy, Missing
 from mlrc_lightning.reporting.tables.render import RENDERERS
 from mlrc_lightning.results.runs import run_sets
 from mlrc_lightning.results.searches import searches
+from mlrc_lightning.settings.composition import Composition
 from tests.reporting.tables import fakes
 
 METRIC_TITLES = {"precision_at_1": "P@1", "r_precision": "RP", "mean_average_precision_at_r": "MAP@R"}
 
 
 def page(outputs, source="search", **changes):
-    values = {"name": "cub200", "protocol": fakes.PROTOCOL, "embedding_size": 128, "num_runs": 3, "max_trials": 50}
-    benchmark = Benchmark(**{**values, "paper_setting": "cub200", **changes})
+    values = {"benchmark": "cub200", "protocol": fakes.PROTOCOL, "embedding_size": 128, "num_folds": 4}
+    benchmark = Composition(**{**values, "num_runs": 3, "max_trials": 50, **changes})
     return benchmark_page("cub200", benchmark, source, outputs, run_sets(outputs), searches(outputs))
 
 
@@ -42,7 +43,7 @@ def ours(made, name, table=0):
 
 def rendered_paper_cells(outputs, setting, ending):
     """Reads (embedding, row, metric) -> "51.05 ± 0.31" out of a rendered table."""
-    made = page(outputs, name=setting, paper_setting=setting)
+    made = page(outputs, benchmark=setting)
     text = RENDERERS[ending](made)
     found = {}
     if ending == "csv":
@@ -100,7 +101,7 @@ def test_the_paper_s_tables_are_rendered_cell_by_cell_as_in_the_csv(tmp_path, se
     ],
 )
 def test_the_best_cells_are_those_that_the_paper_has_in_bold(tmp_path, setting, best):
-    made = page(tmp_path, name=setting, paper_setting=setting)
+    made = page(tmp_path, benchmark=setting)
     for table, names in zip(made.tables, best, strict=True):
         positions = [i for i, column in enumerate(table.columns) if column.role == "paper"]
         found = [[r.name for r in table.rows if getattr(r.cells[i], "is_best", False)] for i in positions]
@@ -300,7 +301,7 @@ def test_a_loss_of_one_s_own_is_one_row_where_it_has_results(tmp_path, monkeypat
 
 
 def test_a_benchmark_that_the_paper_lacks_has_no_paper_columns(tmp_path):
-    made = page(tmp_path, paper_setting=None)
+    made = page(tmp_path, benchmark="birds")
     assert {column.role for column in made.tables[0].columns} == {"ours", "runs"}
 
 

@@ -9,13 +9,14 @@ import pytest
 
 from mlrc_lightning.__main__ import main
 from mlrc_lightning.errors import RecordError
-from mlrc_lightning.reporting.tables.benchmark import Benchmark, benchmark_page
+from mlrc_lightning.reporting.tables.benchmark import benchmark_page
 from mlrc_lightning.reporting.tables.make import replace_block, write_page
 from mlrc_lightning.reporting.tables.manifest import QUERIES_FILE, verify
 from mlrc_lightning.reporting.tables.render import RENDERERS
 from mlrc_lightning.results import queries
 from mlrc_lightning.results.runs import run_sets
 from mlrc_lightning.results.searches import searches
+from mlrc_lightning.settings.composition import Composition
 from tests.reporting.tables import fakes
 
 CONCATENATED, SEPARATED = fakes.accuracies(0.75, 0.5, 0.25), fakes.accuracies(0.5, 0.25, 0.25)
@@ -38,7 +39,7 @@ def outputs(tmp_path):
 
 
 def write(outputs):
-    benchmark = Benchmark("cub200", fakes.PROTOCOL, 128, 2, 2, "cub200")
+    benchmark = Composition("cub200", fakes.PROTOCOL, 128, 4, 2, 2)
     found = searches(outputs)
     sets = run_sets(outputs)
     page = benchmark_page("cub200", benchmark, "search", outputs, sets, found)

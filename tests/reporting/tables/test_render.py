@@ -170,11 +170,12 @@ def test_latex_compiles_without_overfull_lines_of_text(tmp_path):
     compiler = shutil.which("pdflatex") or shutil.which("tectonic")
     if compiler is None:
         pytest.skip("no pdflatex, no tectonic: apt-get install texlive-latex-base texlive-latex-recommended")
-    from mlrc_lightning.reporting.tables.benchmark import Benchmark, benchmark_page
+    from mlrc_lightning.reporting.tables.benchmark import benchmark_page
     from mlrc_lightning.reporting.tables.cited import reported_page, toy_page
     from mlrc_lightning.reporting.tables.hyperparameters import hyperparameters_page
+    from mlrc_lightning.settings.composition import Composition
 
-    benchmark = Benchmark("cub200", "mlrc-bn_inception-00000000", 128, 10, 50, "cub200")
+    benchmark = Composition("cub200", "mlrc-bn_inception-00000000", 128, 4, 10, 50)
     keys = _parameter_keys()
     pages = [PAGE, reported_page(), toy_page(), benchmark_page("cub200", benchmark, "search", tmp_path, [], []),
              hyperparameters_page("mlrc-x", tmp_path, [], keys, 50)]  # fmt: skip

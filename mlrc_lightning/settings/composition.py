@@ -16,6 +16,7 @@ from pathlib import Path
 from mlrc_lightning.errors import ConfigError, MlrcError
 from mlrc_lightning.files import config_folder, write_json
 from mlrc_lightning.reading import read, suggestion
+from mlrc_lightning.reference import PAPER_SETTINGS
 
 _MEMORY = Path("tables") / ".compositions.json"
 _OF_THE_LAUNCHER = ("hydra.launcher.", "hydra/launcher=")
@@ -23,13 +24,28 @@ _OF_THE_LAUNCHER = ("hydra.launcher.", "hydra/launcher=")
 
 @dataclass(frozen=True)
 class Composition:
-    """The part of a configuration that tables and studies need."""
+    """What tables and studies need of a configuration.
 
-    protocol: str
+    Attributes:
+        benchmark: Dataset and batch size, as in the folders under `outputs`.
+        protocol: Whose runs count. All others are only named.
+        embedding_size: E of each model.
+        num_folds: Models of a run.
+        num_runs: Runs wanted.
+        max_trials: Trials wanted of a search.
+    """
+
     benchmark: str
+    protocol: str
     embedding_size: int
+    num_folds: int
     num_runs: int
     max_trials: int
+
+    @property
+    def paper_setting(self) -> str | None:
+        """Name of the benchmark in the paper's tables, None where these do not have it."""
+        return self.benchmark if self.benchmark in PAPER_SETTINGS else None
 
 
 def overrides_of(name: str) -> list[str]:
@@ -84,7 +100,14 @@ def _compose(overrides: Sequence[str]) -> Composition:
     register_resolvers()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         cfg = hydra_compose("train", list(overrides))
-    return Composition(cfg.protocol, cfg.benchmark, cfg.embedder.embedding_size, cfg.num_runs, cfg.max_trials)
+    return Composition(
+        benchmark=cfg.benchmark,
+        protocol=cfg.protocol,
+        embedding_size=cfg.embedder.embedding_size,
+        num_folds=cfg.split.num_folds,
+        num_runs=cfg.num_runs,
+        max_trials=cfg.max_trials,
+    )
 
 
 def _key(overrides: Sequence[str]) -> str:
