@@ -90,6 +90,16 @@ def test_no_modules_import_each_other_in_a_circle():
     assert len(list(graphlib.TopologicalSorter(graph).static_order())) >= len(graph)
 
 
+def test_torchvision_is_made_importable_first():
+    needs_torchvision = {"pytorch_lightning", "timm", "torchvision", "torchmetrics"}
+    for path, _ in modules():
+        nodes = ast.parse(path.read_text(encoding="utf-8")).body
+        names = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+        names += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        if needs_torchvision & {name.partition(".")[0] for name in names}:
+            assert "mlrc_lightning._torchvision" in names, path
+
+
 def test_omegaconf_ends_at_the_settings():
     for path, room in modules():
         if room not in {"settings", "train", "__main__"} and path.relative_to(PACKAGE).as_posix() not in {

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import mlrc_lightning._torchvision  # noqa: F401
+
 from pytorch_lightning.loggers import Logger
 from tqdm import tqdm
 
