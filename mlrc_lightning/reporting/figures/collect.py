@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 from mlrc_lightning.errors import RecordError
 from mlrc_lightning.reference import rows
 from mlrc_lightning.reporting.figures import NAMES, NEIGHBORS_FILE, PROJECTION_FILE
-from mlrc_lightning.reporting.figures.comparison import PairwiseTest, pairwise_heat_map
+from mlrc_lightning.reporting.figures.comparison import pairwise_heat_map
 from mlrc_lightning.reporting.figures.reality import (
     OURS_128,
     OURS_512,
@@ -33,6 +32,7 @@ from mlrc_lightning.reporting.figures.toy import SCORES, ToyEmbedding, toy_embed
 from mlrc_lightning.reporting.figures.training import learning_curves
 from mlrc_lightning.reporting.intervals import Interval, t_interval
 from mlrc_lightning.reporting.statistics import paper_curve
+from mlrc_lightning.reporting.statistics.pairs import PAIRWISE_FILE, read_pairs
 from mlrc_lightning.reporting.tables.benchmark import value_at
 from mlrc_lightning.reporting.tables.catalog import EMBEDDINGS, LOSSES, title_of
 from mlrc_lightning.results.choice import Choice
@@ -43,7 +43,6 @@ from mlrc_lightning.results.searches import SearchResult, searches
 FOLDER = "figures"
 """Of the figures, below the folder of results; nothing in it is read as a result."""
 TOY_FILE = Path(FOLDER) / "inputs" / "toy.npz"
-PAIRWISE_FILE = "pairwise_tests.csv"
 
 DATASETS = {"cub200": "CUB200", "cars196": "Cars196", "sop": "SOP"}
 AXES = {"precision_at_1": "Precision@1 (%)", "mean_average_precision_at_r": "MAP@R (%)"}
@@ -424,7 +423,7 @@ def _pairwise_tests(outputs: Path, sets: Sequence[RunSet]) -> Iterator[Drawing |
     if not paths:
         yield Lacking(f"pairwise_tests: no {PAIRWISE_FILE} in {outputs}; it needs tested reproductions of two losses.")
     for path in paths:
-        tests = read_pairwise(path)
+        tests = read_pairs(path)
         present = list(dict.fromkeys(name for test in tests for name in (test.loss_a, test.loss_b)))
         order = list(loss_years())
         losses = sorted(present, key=lambda loss: (order.index(loss) if loss in order else len(order), loss))
@@ -437,31 +436,6 @@ def _pairwise_tests(outputs: Path, sets: Sequence[RunSet]) -> Iterator[Drawing |
             f" {len(tests)} pairs differ at the 5 % level after Holm's correction.",
             pairwise_heat_map(title, losses, tests),
         )
-
-
-def read_pairwise(path: Path) -> list[PairwiseTest]:
-    """Reads the stored tests of a table: loss_a, loss_b, effect, low, high, p, p_holm, the last four empty if untested.
-
-    Raises:
-        RecordError: A column is missing or not a number.
-    """
-    with path.open(encoding="utf-8", newline="") as file:
-        lines = list(csv.DictReader(file))
-    try:
-        return [
-            PairwiseTest(
-                line["loss_a"],
-                line["loss_b"],
-                float(line["effect"]),
-                *(float(line[key]) if line[key] else None for key in ("low", "high", "p", "p_holm")),
-            )
-            for line in lines
-        ]
-    except (KeyError, ValueError, TypeError) as error:
-        raise RecordError(
-            f"{path}: expected the columns loss_a, loss_b, effect, low, high, p, p_holm with numbers, found {error!r}."
-            " Remove it and run the tests again."
-        ) from error
 
 
 def _stored(outputs: Path, name: str) -> list[Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
@@ -13,34 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from mlrc_lightning.reporting.figures.style import HATCH_ON_LIGHT, MUTED, ON_DARK, ON_LIGHT, RULE, drawn, new_figure
+from mlrc_lightning.reporting.statistics.pairs import Pair
 
 LEVELS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 """Holm-corrected p-values below which a difference gets so many stars (at the value itself, too)."""
 # PuOr is told apart by the colour-blind; its ends, too dark for text, are left out
 _COLORS = LinearSegmentedColormap.from_list("effect", matplotlib.colormaps["PuOr_r"](np.linspace(0.12, 0.88, 65)))
-
-
-@dataclass(frozen=True)
-class PairwiseTest:
-    """One comparison of two losses.
-
-    Attributes:
-        loss_a: First loss.
-        loss_b: Second loss.
-        effect: Accuracy of a minus that of b, a fraction.
-        low: Lower end of its 95 % interval; None, as the other three, where there are too few runs for a test.
-        high: Upper end.
-        p: p-value.
-        p_holm: p-value after Holm's correction over all pairs of the table.
-    """
-
-    loss_a: str
-    loss_b: str
-    effect: float
-    low: float | None
-    high: float | None
-    p: float | None
-    p_holm: float | None
 
 
 def stars(p_holm: float | None) -> str:
@@ -49,7 +26,7 @@ def stars(p_holm: float | None) -> str:
 
 
 @drawn
-def pairwise_heat_map(title: str, losses: Sequence[str], tests: Sequence[PairwiseTest]) -> Figure:
+def pairwise_heat_map(title: str, losses: Sequence[str], tests: Sequence[Pair]) -> Figure:
     """Draws the difference of every two losses, row minus column, in percentage points.
 
     Args:

@@ -2,62 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlrc_lightning.reporting.statistics.comparison
-from mlrc_lightning.errors import RecordError
 from mlrc_lightning.files import read_plain_json, write_bytes, write_json
 from mlrc_lightning.reporting.statistics import Embedding, Metric, pairwise, read_query_results
+from mlrc_lightning.reporting.statistics.pairs import PAIRWISE_FILE, Pair, as_csv, read_pairs
 from mlrc_lightning.reporting.tables.catalog import BASELINES, METRICS
 from mlrc_lightning.reporting.tables.cells import Accuracy, Page
 from mlrc_lightning.reporting.tables.manifest import QUERIES_FILE, Digests
 
-PAIRWISE_FILE = "pairwise_tests.csv"
 DEFAULT_METRIC: Metric = "mean_average_precision_at_r"
 _INPUTS_FILE = ".pairwise_tests.json"
 LEVEL = 0.05
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One comparison, as it is stored: differences are fractions; None where there are too few runs or classes.
-
-    Attributes:
-        loss_a: As the tables call it.
-        loss_b: As the tables call it.
-        effect: Accuracy of a minus that of b.
-        low: Lower end of its 95 % interval.
-        high: Upper end.
-        p: p-value.
-        p_holm: p-value after Holm's correction over all pairs of the table.
-        effect_size: The effect in standard deviations of the classes' differences.
-        effect_size_low: Lower end of its interval.
-        effect_size_high: Upper end.
-        runs_a: Runs of a.
-        runs_b: Runs of b.
-        classes: Test classes.
-        queries: Test queries.
-    """
-
-    loss_a: str
-    loss_b: str
-    effect: float
-    low: float | None
-    high: float | None
-    p: float | None
-    p_holm: float | None
-    effect_size: float | None
-    effect_size_low: float | None
-    effect_size_high: float | None
-    runs_a: int
-    runs_b: int
-    classes: int
-    queries: int
 
 
 @dataclass(frozen=True)
@@ -127,7 +86,7 @@ def compare(
     inputs = {"metric": metric, "embedding": embedding, "method": _method(), "losses": _digests(files, outputs)}
     memory = path.with_name(_INPUTS_FILE)
     if is_default and path.exists() and memory.exists() and read_plain_json(memory) == inputs:
-        return Comparisons(metric, embedding, tuple(files), _read(path), tuple(lacking))
+        return Comparisons(metric, embedding, tuple(files), read_pairs(path), tuple(lacking))
     rows = pairwise([read_query_results(loss, paths, metric, embedding) for loss, paths in files.items()], level=LEVEL)
     pairs = tuple(
         Pair(
@@ -139,7 +98,7 @@ def compare(
     )  # fmt: skip
     if is_default:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, _csv(pairs, metric, embedding).encode())
+        write_bytes(path, as_csv(pairs, metric, embedding).encode())
         write_json(memory, inputs)
     return Comparisons(metric, embedding, tuple(files), pairs, tuple(lacking))
 
@@ -204,29 +163,3 @@ def _method() -> str:
     """Returns a digest of the code that compares: other code may find other numbers."""
     source = Path(mlrc_lightning.reporting.statistics.comparison.__file__).read_bytes()
     return hashlib.sha256(source).hexdigest()
-
-
-def _csv(pairs: Sequence[Pair], metric: str, embedding: str) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    names = [field.name for field in fields(Pair)]
-    writer.writerow([*names, "metric", "embedding"])
-    for pair in pairs:
-        values = [getattr(pair, name) for name in names]
-        writer.writerow([*("" if value is None else value for value in values), metric, embedding])
-    return buffer.getvalue()
-
-
-def _read(path: Path) -> tuple[Pair, ...]:
-    with path.open(encoding="utf-8", newline="") as file:
-        lines = list(csv.DictReader(file))
-    pairs = []
-    try:
-        for line in lines:
-            texts = [line[name] for name in (field.name for field in fields(Pair))]
-            numbers = [None if text == "" else float(text) for text in texts[2:10]]
-            counts = [int(text) for text in texts[10:]]
-            pairs.append(Pair(texts[0], texts[1], *numbers, *counts))  # type: ignore[arg-type]
-    except (KeyError, ValueError, TypeError) as error:
-        raise RecordError(f"{path}: expected the stored pairwise tests, found {error!r}. Remove it.") from error
-    return tuple(pairs)

@@ -14,7 +14,7 @@ import mlrc_lightning.reporting.figures.retrieval
 from mlrc_lightning.errors import RecordError
 from mlrc_lightning.files import write_bytes
 from mlrc_lightning.reporting.figures.collect import Drawing, Lacking, collect
-from mlrc_lightning.reporting.figures.comparison import PairwiseTest, pairwise_heat_map
+from mlrc_lightning.reporting.figures.comparison import pairwise_heat_map
 from mlrc_lightning.reporting.figures.retrieval import projection
 from mlrc_lightning.reporting.figures.save import inline_svg
 from mlrc_lightning.reporting.site.comparisons import Comparisons
@@ -56,16 +56,12 @@ def heat_map(found: Comparisons, title: str) -> str:
     """Returns the heat map of all pairs as HTML; empty where there are none."""
     if not found.pairs:
         return ""
-    tests = [
-        PairwiseTest(pair.loss_a, pair.loss_b, pair.effect, pair.low, pair.high, pair.p, pair.p_holm)
-        for pair in found.pairs
-    ]
     title = f"Pairwise tests: {title}"
     description = (
         f"Row minus column, in percentage points, of {len(found.losses)} losses; {found.num_different} of"
-        f" {len(tests)} pairs differ at the 5 % level after Holm's correction."
+        f" {len(found.pairs)} pairs differ at the 5 % level after Holm's correction."
     )
-    return _figure(pairwise_heat_map(title, found.losses, tests), title, description)
+    return _figure(pairwise_heat_map(title, found.losses, found.pairs), title, description)
 
 
 class Projections:

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from mlrc_lightning.files import PACKAGE_FOLDER, config_folder, write_bytes
 from mlrc_lightning.reporting.site.layout import FOLDER, INDEX
+from mlrc_lightning.reporting.statistics.pairs import PAIRWISE_FILE
 
 _MEMORY = ".made_of"
 _DERIVED = ("tables", "study", FOLDER)
 """Folders below `outputs` without results; making a report writes into them."""
-_DERIVED_FILES = ("pairwise_tests.csv", ".pairwise_tests.json")
+_DERIVED_FILES = (PAIRWISE_FILE, ".pairwise_tests.json")
 """What a report writes beside results, from them alone."""
 _LIBRARIES = ("matplotlib", "numpy", "pillow", "scipy")
 """Whose versions change how a page looks."""

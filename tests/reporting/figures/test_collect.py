@@ -9,6 +9,7 @@ from mlrc_lightning.errors import RecordError
 from mlrc_lightning.reference import rows
 from mlrc_lightning.reporting.figures import NAMES
 from mlrc_lightning.reporting.figures.collect import Drawing, Lacking, collect, loss_years, measured
+from mlrc_lightning.reporting.statistics.pairs import Pair, as_csv
 from mlrc_lightning.reporting.tables.catalog import LOSSES
 from mlrc_lightning.results.runs import run_sets
 from mlrc_lightning.results.searches import searches
@@ -129,7 +130,8 @@ def test_stored_tests_are_drawn_and_damaged_ones_refused(tmp_path):
     folder = tmp_path / PROTOCOL / "cub200"
     folder.mkdir(parents=True)
     path = folder / "pairwise_tests.csv"
-    path.write_text("loss_a,loss_b,effect,low,high,p,p_holm\nTriplet,Contrastive,-0.01,-0.02,0,0.04,0.04\n")
+    stored = Pair("Triplet", "Contrastive", -0.01, -0.02, 0.0, 0.04, 0.04, None, None, None, 2, 2, 100, 500)
+    path.write_text(as_csv([stored], METRIC, "concatenated"))
     (drawing,) = collect("pairwise_tests", tmp_path)
     assert [label.get_text() for label in drawing.figure.axes[0].get_yticklabels()] == ["Contrastive", "Triplet"]
     assert "1 of 1 pairs" in drawing.description

@@ -3,12 +3,18 @@
 import numpy as np
 import pytest
 
-from mlrc_lightning.reporting.figures.comparison import PairwiseTest, pairwise_heat_map, stars
+from mlrc_lightning.reporting.figures.comparison import pairwise_heat_map, stars
+from mlrc_lightning.reporting.statistics.pairs import Pair
+
+
+def pair(loss_a, loss_b, effect, *tested):
+    return Pair(loss_a, loss_b, effect, *tested, None, None, None, runs_a=2, runs_b=2, classes=10, queries=20)
+
 
 TESTS = [
-    PairwiseTest("A", "B", 0.021, 0.01, 0.03, 0.0001, 0.0003),
-    PairwiseTest("A", "C", -0.004, -0.02, 0.01, 0.4, 0.4),
-    PairwiseTest("D", "B", 0.01, None, None, None, None),
+    pair("A", "B", 0.021, 0.01, 0.03, 0.0001, 0.0003),
+    pair("A", "C", -0.004, -0.02, 0.01, 0.4, 0.4),
+    pair("D", "B", 0.01, None, None, None, None),
 ]
 
 
@@ -40,5 +46,5 @@ def test_signs_of_significant_insignificant_untested_and_missing_pairs():
 
 
 def test_no_minus_zero():
-    axes = pairwise_heat_map("title", ["A", "B"], [PairwiseTest("A", "B", 0.0001, 0, 0, 1, 1)]).axes[0]
+    axes = pairwise_heat_map("title", ["A", "B"], [pair("A", "B", 0.0001, 0, 0, 1, 1)]).axes[0]
     assert [text.get_text() for text in axes.texts] == ["+0.0", "+0.0"]
