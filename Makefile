@@ -8,7 +8,7 @@ TORCH_BACKEND ?= $(if $(strip $(UV_FIND_LINKS)),,auto)
 # Compiled once here: where PYTHONDONTWRITEBYTECODE is set, every process else compiles torch and Lightning for itself.
 UV_PIP  = $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python $(if $(TORCH_BACKEND),--torch-backend=$(TORCH_BACKEND)) -c constraints.txt
 # One process a core, at most four (tests/conftest.py says which tests do not run side by side); the ten slowest are named.
-PYTEST  = $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder --durations=10
+PYTEST  = $(BIN)/python -m pytest -n auto --durations=10
 # Of `make bench`: names of scripts in benchmarks/; none for all
 BENCH ?=
 # Overrides of `make train`, for example ARGS="loss=triplet dataset=omniglot"

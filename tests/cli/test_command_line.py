@@ -77,7 +77,7 @@ def test_status_table_and_report_import_nothing_heavy_and_a_repeated_report_noth
     assert imported_by("report", "--outputs", outputs, program="mlrc_lightning") & {"matplotlib", "numpy"} == set()
 
 
-def test_help_costs_little_more_than_composing_the_configuration():
+def test_help_takes_little_more_processor_time_than_composing():
     def processor_seconds(*arguments):
         before = os.times()
         run(*arguments)

@@ -171,7 +171,7 @@ def test_a_worker_that_is_interrupted_before_it_begins_is_not_replaced(
 
 def test_an_interrupt_reaches_the_job_which_may_clean_up(app: App) -> None:
     process = app.start("hydra/launcher=mlrc_local", "hydra.launcher.workers=1", "behaviour=interrupted", "x=1,2")
-    wait_for(lambda: len(app.runs(0)) == 1)
+    wait_for((app.folder / "out/0/listens.txt").exists)
     worker = int(app.runs(0)[0].split()[0])
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=40)  # the job itself lasts a minute

@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.core.plugins import Plugins
@@ -18,6 +19,11 @@ from .conftest import ROOT, Sweep
 from .problems import make_problem, simulate
 
 TRIALS = "hydra.sweeper.ax_config.max_trials"
+
+
+def several(slow: int, nightly: int) -> list[Any]:
+    """Numbers of trials: the first five have no model, and each further one takes seconds."""
+    return [pytest.param(slow, marks=pytest.mark.slow), pytest.param(nightly, marks=pytest.mark.nightly)]
 
 
 def test_hydra_discovers_the_sweeper() -> None:
@@ -88,14 +94,14 @@ def test_the_example_app_runs(tmp_path: Path) -> None:
     assert "banana.y: range=[-5.0, 10.1]" in done.stdout
 
 
-@pytest.mark.slow
-def test_parameter_constraints_hold_for_every_trial() -> None:
+@pytest.mark.parametrize("num_trials", several(7, nightly=10))
+def test_parameter_constraints_hold_for_every_trial(num_trials: int) -> None:
     problem = make_problem(
         "a.x=interval(0, 1)",
         "a.x2=interval(0, 1)",
         ax_config={"experiment": {"parameter_constraints": ["a.x +a.x2 <= 1.0"]}},
     )
-    trials = simulate(problem, lambda p: (p["a.x"] - 1.0) ** 2 + (p["a.x2"] - 1.0) ** 2, 10)
+    trials = simulate(problem, lambda p: (p["a.x"] - 1.0) ** 2 + (p["a.x2"] - 1.0) ** 2, num_trials)
     sums = [sum(t.parameters.values()) for t in trials]
     assert max(sums) <= 1.0 + 1e-6
     assert max(sums[5:]) > 0.9  # the model presses against the constraint
@@ -124,16 +130,16 @@ def test_a_relative_constraint_refers_to_the_status_quo_which_runs_first() -> No
     assert best.parameters["x"] == pytest.approx(0.4, abs=0.1)
 
 
-@pytest.mark.slow
-def test_several_objectives_give_a_pareto_front(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_trials", several(7, nightly=12))
+def test_several_objectives_give_a_pareto_front(tmp_path: Path, num_trials: int) -> None:
     from hydra_plugins.mlrc_ax_sweeper._results import pareto_front, write_results
     from mlrc_sweeper.state import SearchState
 
     objectives = {"acc": "maximize", "cost": "minimize"}
     problem = make_problem("x=interval(0, 2)", ax_config={"experiment": {"objectives": objectives}})
     # between 0 and 1 one trades accuracy for cost; beyond 1 both get worse
-    trials = simulate(problem, lambda p: {"acc": -((p["x"] - 1.0) ** 2), "cost": p["x"]}, 12)
-    state = SearchState(trials=trials, max_trials=12)
+    trials = simulate(problem, lambda p: {"acc": -((p["x"] - 1.0) ** 2), "cost": p["x"]}, num_trials)
+    state = SearchState(trials=trials, max_trials=num_trials)
     front = [t.index for t in pareto_front(problem, state)]
     assert len(front) >= 3
     for t in trials:

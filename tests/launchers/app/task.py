@@ -78,6 +78,7 @@ def run(cfg: DictConfig) -> object:
         return (value for value in (1, 2))
     elif behaviour == "interrupted":
         try:
+            (folder / "listens.txt").write_text("")
             time.sleep(cfg.seconds)
         finally:
             (folder / "cleaned.txt").write_text("")
