@@ -14,8 +14,8 @@ import pytest
 from mlrc_lightning.cli.reproduce import reproduce
 from mlrc_lightning.cli.submit import submit
 from mlrc_lightning.results.records import TrialRecord, read_json
+from tests.parallel.test_ranks import ranks_of
 
-from ..test_ranks import ranks_of
 from .conftest import ROOT
 from .test_local import wait_for
 

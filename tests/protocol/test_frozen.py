@@ -18,8 +18,8 @@ from mlrc_lightning.errors import ConfigError, DatasetError, NonFiniteError
 from mlrc_lightning.metrics import retrieval_metrics
 from mlrc_lightning.models.folder import file_digest
 from mlrc_lightning.models.timm_trunk import TimmTrunk
+from mlrc_lightning.protocol import baselines
 from mlrc_lightning.protocol import build as assembly
-from mlrc_lightning.protocol import evaluation
 from mlrc_lightning.protocol.build import TrialData, build_datamodule, build_module, train_transform
 from mlrc_lightning.protocol.evaluation import evaluate_again
 from mlrc_lightning.protocol.trial import run_trial
@@ -264,9 +264,9 @@ def test_an_untrained_pretrained_trunk_is_evaluated_once_a_fold(settings, weight
     names += ["evaluation.check_untrained_accuracy=true", "schedule.iterations_per_epoch=1", "schedule.max_epochs=1"]
     expected = run_trial(settings(*names), tmp_path / "one").folds[0].untrained_trunk_val
     evaluated = []
-    features_of = evaluation._untrained_features
+    features_of = baselines._untrained_features
     monkeypatch.setattr(
-        evaluation, "_untrained_features", lambda *more: (evaluated.append(more[3]), features_of(*more))[1]
+        baselines, "_untrained_features", lambda *more: (evaluated.append(more[3]), features_of(*more))[1]
     )
     again = run_trial(settings(*names, "loss=triplet", "seed=1"), tmp_path / "two").folds[0].untrained_trunk_val
     assert again == expected

@@ -18,7 +18,8 @@ import yaml
 from mlrc_lightning.errors import ConfigError, RecordError
 from mlrc_lightning.metrics import METRICS
 from mlrc_lightning.protocol import build as assembly
-from mlrc_lightning.protocol import evaluation, trial
+from mlrc_lightning.protocol import embed
+from mlrc_lightning.protocol import fold as fold_module
 from mlrc_lightning.protocol.baselines import TRUNK_BASELINES
 from mlrc_lightning.protocol.evaluation import load_module
 from mlrc_lightning.protocol.finished import objective_values
@@ -169,17 +170,17 @@ def test_queries_of_a_gallery_are_named_in_the_order_of_their_results():
         num_classes=4,
     )  # fmt: skip
     embeddings = assembly.torch.randn(8, 3, generator=assembly.torch.Generator().manual_seed(0))
-    assert evaluation._queries_on_test(data).tolist() == [3, 6, 8]
-    found = evaluation.metrics_on_test(embeddings, data)
+    assert embed._queries_on_test(data).tolist() == [3, 6, 8]
+    found = embed.metrics_on_test(embeddings, data)
     assert (found.num_queries, found.num_without_relevant) == (3, 1)
     for row, query in enumerate((3, 6, 8)):
         alone = SimpleNamespace(**{**vars(data), "test_queries": np.array([query])})
         kept = ~np.isin(images, np.setdiff1d(queries, [query]))  # the others are no gallery
         alone.test = SimpleNamespace(cache=SimpleNamespace(indices=images[kept]), labels=labels)
-        expected = evaluation.metrics_on_test(embeddings[kept], alone)
+        expected = embed.metrics_on_test(embeddings[kept], alone)
         assert found.per_query[row].tolist() == pytest.approx(expected.per_query[0].tolist())
     data.test_queries = None
-    assert evaluation._queries_on_test(data).tolist() == [2, 3, 4, 6, 7, 8, 9]
+    assert embed._queries_on_test(data).tolist() == [2, 3, 4, 6, 7, 8, 9]
 
 
 def test_damaged_or_missing_per_query_results_are_refused_by_name(tmp_path):
@@ -551,7 +552,7 @@ def test_a_kill_between_the_last_epoch_and_the_result_loses_nothing(settings, tm
     whole = run_trial(s, tmp_path / "whole").folds[0]
     steps = ("write_model_folder", "_fold_result", "write_json")
     for step in steps:
-        real = getattr(trial, step)
+        real = getattr(fold_module, step)
 
         def die(*arguments, step=step, real=real):
             if step != "write_json" or arguments[0].name == "fold.json":
@@ -559,10 +560,10 @@ def test_a_kill_between_the_last_epoch_and_the_result_loses_nothing(settings, tm
                 raise KeyboardInterrupt
             return real(*arguments)
 
-        monkeypatch.setattr(trial, step, die)
+        monkeypatch.setattr(fold_module, step, die)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             run_trial(s, tmp_path / step)
-        monkeypatch.setattr(trial, step, real)
+        monkeypatch.setattr(fold_module, step, real)
         resumed = run_trial(s, tmp_path / step).folds[0]
         assert resumed.weight_digests == whole.weight_digests
         assert resumed.val == whole.val

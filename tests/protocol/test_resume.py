@@ -25,7 +25,8 @@ from mlrc_lightning.parallel.signals import (
     end_on_stop_signals,
     exit_text,
 )
-from mlrc_lightning.protocol import evaluation
+from mlrc_lightning.protocol import baselines, evaluation
+from mlrc_lightning.protocol import embed as embedding
 from mlrc_lightning.protocol.trial import run_trial
 from mlrc_lightning.results.records import TrialRecord, read_json
 from mlrc_lightning.training.checkpoint import FoldCheckpoint
@@ -199,7 +200,7 @@ def at_embedding(monkeypatch):
     """Does something once, as the n-th set of images of a trial is embedded for its test or a baseline."""
 
     def do(number, action):
-        embed, calls = evaluation._embed, []
+        embed, calls = embedding._embed, []
 
         def counted(*arguments):
             calls.append(1)
@@ -207,7 +208,8 @@ def at_embedding(monkeypatch):
                 action()
             return embed(*arguments)
 
-        monkeypatch.setattr(evaluation, "_embed", counted)
+        for module in (baselines, embedding, evaluation):  # each calls it by its own name
+            monkeypatch.setattr(module, "_embed", counted)
         return calls
 
     return do

@@ -14,7 +14,7 @@ from mlrc_lightning.errors import ConfigError
 from mlrc_lightning.files import as_json
 from mlrc_lightning.models.trunk import Trunk
 from mlrc_lightning.parallel.signals import TrialStopped
-from mlrc_lightning.protocol import trial
+from mlrc_lightning.protocol import fold as fold_module
 from mlrc_lightning.protocol.build import TrialData, build_datamodule, build_module, build_trainer
 from mlrc_lightning.protocol.trial import run_trial
 from mlrc_lightning.settings.identity import identity
@@ -124,7 +124,7 @@ class Scaler(torch.amp.GradScaler):
 @pytest.fixture
 def float16(monkeypatch):
     """Lets trials train with scaled gradients on a CPU; returns the scalers that were used."""
-    scalers, build = [], trial.build_trainer
+    scalers, build = [], fold_module.build_trainer
 
     def build_scaled(*arguments, **more):
         trainer = build(*arguments, **more)
@@ -135,7 +135,7 @@ def float16(monkeypatch):
         trainer.strategy.precision_plugin = plugin
         return trainer
 
-    monkeypatch.setattr(trial, "build_trainer", build_scaled)
+    monkeypatch.setattr(fold_module, "build_trainer", build_scaled)
     return scalers
 
 
@@ -179,7 +179,7 @@ def test_a_step_that_the_scaler_skips_changes_no_weight_and_no_schedule(settings
 
     monkeypatch.setattr(EmbeddingModule, "batch_loss", overflowing)
     monkeypatch.setattr(EmbeddingModule, "on_train_epoch_end", lambda self: None)  # its loss is not finite
-    trainer = trial.build_trainer(s, tmp_path, max_epochs=1, limit_val_batches=0, enable_checkpointing=False)
+    trainer = fold_module.build_trainer(s, tmp_path, max_epochs=1, limit_val_batches=0, enable_checkpointing=False)
     trainer.fit(module, build_datamodule(s, data, data.splits[0]))
     assert all(torch.equal(a, b) for a, b in zip(states[1], states[2], strict=True)), "the second step was skipped"
     assert not all(torch.equal(a, b) for a, b in zip(states[0], states[1], strict=True))

@@ -5,13 +5,13 @@ from functools import partial
 
 import pytest
 import torch
+from pytorch_lightning.loggers import Logger
 from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau, StepLR
 
 from mlrc_lightning.errors import ConfigError
 from mlrc_lightning.metrics import METRICS
 from mlrc_lightning.protocol.build import TrialData, build_datamodule, build_module, build_trainer
 from mlrc_lightning.protocol.trial import run_trial
-from mlrc_lightning.training import checkpoint as callbacks
 from mlrc_lightning.training import module
 from mlrc_lightning.training.checkpoint import FoldCheckpoint
 from mlrc_lightning.training.module import LOSS, MODEL, EmbeddingModule, GroupOfOptimizer, Schedule
@@ -331,7 +331,7 @@ def test_nothing_is_logged_where_no_logger_is_asked_for(settings, tmp_path):
 def test_a_logger_hears_of_an_epoch_once_and_of_no_step(settings, tmp_path, monkeypatch):
     told = []
 
-    class Recording(callbacks.Logger):
+    class Recording(Logger):
         name = version = None
 
         def log_metrics(self, metrics, step=None):
@@ -340,7 +340,7 @@ def test_a_logger_hears_of_an_epoch_once_and_of_no_step(settings, tmp_path, monk
         def log_hyperparams(self, params):
             pytest.fail("not asked for")
 
-    monkeypatch.setattr("mlrc_lightning.protocol.trial.build_logger", lambda *_: Recording())
+    monkeypatch.setattr("mlrc_lightning.protocol.fold.build_logger", lambda *_: Recording())
     run_trial(settings(*QUICK, "fold=0", "loss=triplet", "schedule.iterations_per_epoch=5"), tmp_path)
     val = [f"val/{name}" for name in sorted(METRICS)]
     assert told == [(0, val), *((step, ["learning_rate/model", "train/loss", *val]) for step in (1, 2))]
