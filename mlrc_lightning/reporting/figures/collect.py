@@ -31,8 +31,8 @@ from mlrc_lightning.reporting.figures.search import TrialPoint, optimisation
 from mlrc_lightning.reporting.figures.toy import SCORES, ToyEmbedding, toy_embeddings
 from mlrc_lightning.reporting.figures.training import learning_curves
 from mlrc_lightning.reporting.intervals import Interval, t_interval
+from mlrc_lightning.reporting.pairs import PAIRWISE_FILE, read_pairs
 from mlrc_lightning.reporting.statistics import paper_curve
-from mlrc_lightning.reporting.statistics.pairs import PAIRWISE_FILE, read_pairs
 from mlrc_lightning.reporting.tables.benchmark import value_at
 from mlrc_lightning.reporting.tables.catalog import EMBEDDINGS, LOSSES, title_of
 from mlrc_lightning.results.choice import Choice

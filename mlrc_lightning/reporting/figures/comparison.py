@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from mlrc_lightning.reporting.figures.style import HATCH_ON_LIGHT, MUTED, ON_DARK, ON_LIGHT, RULE, drawn, new_figure
-from mlrc_lightning.reporting.statistics.pairs import Pair
+from mlrc_lightning.reporting.pairs import Pair
 
 LEVELS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 """Holm-corrected p-values below which a difference gets so many stars (at the value itself, too)."""

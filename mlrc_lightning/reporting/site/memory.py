@@ -13,8 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from mlrc_lightning.files import PACKAGE_FOLDER, config_folder, write_bytes
+from mlrc_lightning.reporting.pairs import PAIRWISE_FILE
 from mlrc_lightning.reporting.site.layout import FOLDER, INDEX
-from mlrc_lightning.reporting.statistics.pairs import PAIRWISE_FILE
 
 _MEMORY = ".made_of"
 _DERIVED = ("tables", "study", FOLDER)

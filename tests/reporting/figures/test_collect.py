@@ -9,7 +9,7 @@ from mlrc_lightning.errors import RecordError
 from mlrc_lightning.reference import rows
 from mlrc_lightning.reporting.figures import NAMES
 from mlrc_lightning.reporting.figures.collect import Drawing, Lacking, collect, loss_years, measured
-from mlrc_lightning.reporting.statistics.pairs import Pair, as_csv
+from mlrc_lightning.reporting.pairs import Pair, as_csv
 from mlrc_lightning.reporting.tables.catalog import LOSSES
 from mlrc_lightning.results.runs import run_sets
 from mlrc_lightning.results.searches import searches

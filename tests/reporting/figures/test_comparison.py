@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mlrc_lightning.reporting.figures.comparison import pairwise_heat_map, stars
-from mlrc_lightning.reporting.statistics.pairs import Pair
+from mlrc_lightning.reporting.pairs import Pair
 
 
 def pair(loss_a, loss_b, effect, *tested):
