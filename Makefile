@@ -16,7 +16,7 @@ ARGS ?=
 
 # Of the tables: LOSSES="arcface contrastive"; HYPERPARAMETERS=paper skips the searches; LAUNCHER=slurm; TRIALS=20; RUNS=5;
 # JOBS=2 trains two losses side by side; OVERRIDES are any of train.py.
-BENCHMARKS := cub200 cars196 sop cub200_batch256
+SETTINGS := cub200 cars196 sop cub200_batch256
 LOSSES ?=
 HYPERPARAMETERS ?= search
 LAUNCHER ?=
@@ -86,9 +86,9 @@ test-hydra-next: | $(BIN)/uv  ## The sweeper's fast tests on the newest pre-rele
 		-c constraints.txt -e '.[test]' 'hydra-core>=1.4.0rc1' 'omegaconf>=2.4.0rc1'
 	$(VENV)-hydra-next/bin/python -m pytest tests/sweeper -W default
 
-tables: $(BENCHMARKS:%=table-%) table-hyperparameters table-reported table-toy  ## All tables of the paper; runs what is missing
+tables: $(SETTINGS:%=table-%) table-hyperparameters table-reported table-toy  ## All tables of the paper; runs what is missing
 
-table-cub200 table-cars196 table-sop table-cub200-batch256: table-%: $(VENV)/.installed  ## Run what is missing of a benchmark, render its table (LOSSES= HYPERPARAMETERS=paper LAUNCHER=slurm TRIALS= RUNS= JOBS=)
+table-cub200 table-cars196 table-sop table-cub200-batch256: table-%: $(VENV)/.installed  ## Run what is missing of a setting, render its table (LOSSES= HYPERPARAMETERS=paper LAUNCHER=slurm TRIALS= RUNS= JOBS=)
 	+@$(call RUN_STUDY,$(subst -,_,$*)); \
 	$(if $(DRY_RUN),echo '$(call RENDER,$(subst -,_,$*))',$(call RENDER,$(subst -,_,$*))) && exit $$failed
 

@@ -1,4 +1,4 @@
-"""One trial of the benchmark, or with -m the Bayesian search of one loss: python train.py --help."""
+"""One trial, or with -m the Bayesian search of one loss: python train.py --help."""
 
 from __future__ import annotations
 

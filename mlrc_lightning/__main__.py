@@ -58,9 +58,11 @@ def _parser() -> argparse.ArgumentParser:
             default=[],
             help="your own configuration, whose classes are trusted",
         )
-    coverage = commands.add_parser("coverage", help="check intervals and tests on synthetic benchmarks of known truth")
-    coverage.add_argument("--benchmarks", type=int, default=1_000, help="how many of each kind (default 1,000)")
-    coverage.add_argument("--seed", type=int, default=0, help="of all draws")
+    calibration = commands.add_parser(
+        "calibration", help="check intervals and tests on synthetic results whose truth is known"
+    )
+    calibration.add_argument("--draws", type=int, default=1_000, help="how many of each kind (default 1,000)")
+    calibration.add_argument("--seed", type=int, default=0, help="of all draws")
     table = commands.add_parser("table", help="a table of the paper from all results so far, with its manifest")
     table.add_argument("name", help="cub200, cars196, sop, cub200_batch256, hyperparameters, reported, toy, demo, …")
     table.add_argument("overrides", nargs="*", help="as for train.py: num_runs=3 trunk.name=resnet50 …")
@@ -69,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--protocol", help="whose runs; by default that of the configuration")
     table.add_argument("--source", default="search", help="of the hyperparameters: search, paper or given")
     table.add_argument("--into", type=Path, help="a text file whose block <!-- NAME table --> gets the table")
-    compare = commands.add_parser("compare", help="test every two losses of a benchmark's table on the same queries")
+    compare = commands.add_parser("compare", help="test every two losses of a setting's table on the same queries")
     compare.add_argument("name", help="of the table")
     compare.add_argument("overrides", nargs="*", help="as for table")
     compare.add_argument("--outputs", type=Path, default=Path("outputs"), help="where results are")
@@ -199,10 +201,10 @@ def main(arguments: list[str] | None = None) -> None:
 
             for path in draw(parsed.names, parsed.outputs, parsed.format):
                 print(path)
-        elif parsed.command == "coverage":
+        elif parsed.command == "calibration":
             from mlrc_lightning.reporting.statistics import simulation
 
-            print(simulation.render(list(simulation.coverage(parsed.benchmarks, parsed.seed))))
+            print(simulation.render(list(simulation.calibration(parsed.draws, parsed.seed))))
         elif parsed.command in ("verify", "study"):
             code = _verify(parsed) if parsed.command == "verify" else _study(parsed)
             if code:

@@ -130,7 +130,7 @@ def build_problem(config: DictConfig, overrides: Sequence[Override]) -> Problem:
 
     Args:
         config: The composed config of the search, with `hydra.sweeper`.
-        overrides: Its command line, parsed, without the sweeps that made it one of several studies.
+        overrides: Its command line, parsed, without the sweeps that made it one of several searches.
     """
     settings = read_settings(config)
     experiment = settings.ax_config.experiment

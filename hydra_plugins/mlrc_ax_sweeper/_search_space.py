@@ -222,7 +222,7 @@ def build_search_space(
 
     Args:
         params: Entries as upstream reads them; an entry may also be a string in the command line's syntax.
-        overrides: The command line, parsed; sweeps that make studies or replicates are gone from it.
+        overrides: The command line, parsed; sweeps that make searches or replicates are gone from it.
         refused: Names that may not be searched over, with the message for who tries.
 
     Raises:

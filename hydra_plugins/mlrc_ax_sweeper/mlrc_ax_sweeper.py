@@ -1,4 +1,4 @@
-"""The sweeper class that Hydra finds; the work is in `_studies.py` and `_core.py`.
+"""The sweeper class that Hydra finds; the work is in `_searches.py` and `_core.py`.
 
 Hydra imports this module at every start of every app, so nothing heavy may be imported here.
 """
@@ -16,7 +16,7 @@ class MLRCAxSweeper(Sweeper):
     def __init__(self, **settings: Any) -> None:
         """Take the settings as Hydra passes them; they are read, typed, from the config in `sweep`.
 
-        Each study of a sweep has its own composed config, and with it its own search space,
+        Each search of a sweep has its own composed config, and with it its own search space,
         so the settings of the master config are not enough.
         """
         self.settings = settings
@@ -32,9 +32,9 @@ class MLRCAxSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Run, or continue, the searches that the command line asks for."""
-        from ._studies import run_studies
+        from ._searches import run_searches
 
         assert self.config is not None
         assert self.hydra_context is not None
         assert self.task_function is not None
-        run_studies(self.config, self.hydra_context, self.task_function, arguments)
+        run_searches(self.config, self.hydra_context, self.task_function, arguments)

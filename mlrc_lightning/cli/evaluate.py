@@ -72,7 +72,7 @@ def evaluate(
         },
     )
     notes = [f"Note: {note}." for note in [*_changes(record, data), *(result.notes if embedding == "both" else ())]]
-    title = f"{record.loss} on {record.benchmark} ({record.protocol}), {folder}"
+    title = f"{record.loss} on {record.setting} ({record.protocol}), {folder}"
     return "\n".join([title, "", comparison_table(_rows(record, result, split, shown), "record"), *notes])
 
 

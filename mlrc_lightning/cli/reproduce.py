@@ -64,7 +64,7 @@ def reproduce(
         rows.append(("test, separated", again.test.separated, record.test.separated))
         rows.append(("test, concatenated", again.test.concatenated, record.test.concatenated))
     rows = [row for row in rows if row[1] is not None]
-    title = f"{record.loss} on {record.benchmark} ({record.protocol}), seed {record.seed}: {new_folder} and {folder}"
+    title = f"{record.loss} on {record.setting} ({record.protocol}), seed {record.seed}: {new_folder} and {folder}"
     table = "\n".join([title, "", comparison_table(rows, folder.name)])
     if not exact:
         return table

@@ -1,4 +1,4 @@
-"""All searches and reproductions of one benchmark: what is missing, in which order, with which command.
+"""All searches and reproductions of one setting: what is missing, in which order, with which command.
 
 It reads results and starts `train.py`; nothing here imports torch or Ax, so that a finished study costs a second.
 """
@@ -27,7 +27,7 @@ from mlrc_lightning.parallel.signals import STOP_SIGNALS, STOPPED, StopSignals
 from mlrc_lightning.reading import suggestion
 from mlrc_lightning.reporting.tables.catalog import LOSSES
 from mlrc_lightning.results.choice import SEARCH, furthest
-from mlrc_lightning.results.runs import UNTRAINED, RunSet, has_setting, missing_folds, run_sets
+from mlrc_lightning.results.runs import UNTRAINED, RunSet, has_best_hyperparameters, missing_folds, run_sets
 from mlrc_lightning.results.searches import SearchResult, searches
 from mlrc_lightning.settings.composition import Composition, compose, overrides_of
 
@@ -84,7 +84,7 @@ class Study:
         return arguments
 
     def composition(self) -> Composition:
-        """Returns protocol, benchmark and budgets."""
+        """Returns protocol, setting and budgets."""
         budgets = [] if self.num_runs is None else [f"num_runs={self.num_runs}"]
         budgets += [] if self.max_trials is None else [f"max_trials={self.max_trials}"]
         return compose([*overrides_of(self.name), *self.overrides, *budgets], self.outputs)
@@ -129,12 +129,12 @@ def plan(study: Study) -> list[Step]:
     """Returns the steps of a study in order: the rows without training, then each loss's search and runs."""
     composition = study.composition()
     own_sets = [
-        s for s in run_sets(study.outputs) if (s.protocol, s.benchmark) == (composition.protocol, composition.benchmark)
+        s for s in run_sets(study.outputs) if (s.protocol, s.setting) == (composition.protocol, composition.setting)
     ]
     own_searches = {
         s.loss: s
         for s in searches(study.outputs)
-        if (s.protocol, s.benchmark, s.study) == (composition.protocol, composition.benchmark, SEARCH)
+        if (s.protocol, s.setting, s.name) == (composition.protocol, composition.setting, SEARCH)
     }
     steps = [_untrained_step(study, composition, own_sets)]
     for loss in study.losses:
@@ -346,7 +346,7 @@ def _reproduce_step(
     if study.hyperparameters == "search":
         # a search that goes on may find another best setting, whose runs are others
         is_settled = before.is_finished and search is not None
-        own = [s for s in own if is_settled and search is not None and has_setting(s, search)]
+        own = [s for s in own if is_settled and search is not None and has_best_hyperparameters(s, search)]
     chosen = furthest(own)
     wanted, num_folds = composition.num_runs, composition.num_folds
     runs = [] if chosen is None else list(chosen.runs[:wanted])
@@ -366,7 +366,7 @@ def _trials_of_a_grid(study: Study, loss: str, budget: int) -> int:
     from mlrc_lightning.settings.paper import search_space
 
     content = yaml.safe_load((config_folder() / "loss" / f"{loss}.yaml").read_text(encoding="utf-8"))
-    name, _, batch = study.composition().benchmark.rpartition("_batch")
+    name, _, batch = study.composition().setting.rpartition("_batch")
     setting, batch_size = (name, int(batch)) if name and batch.isdigit() else (batch, _UNNAMED_BATCH_SIZE)
     has_bounds = search_space(content["paper_name"], setting, batch_size, content["parameter_names"] or {})
     own = content["search_space"] or {}

@@ -29,7 +29,7 @@ from mlrc_lightning.errors import ConfigError, DatasetError, DownloadError
 
 log = logging.getLogger(__name__)
 
-Sources = Sequence[Sequence[Mapping[str, Any]]]
+Mirrors = Sequence[Sequence[Mapping[str, Any]]]
 """Alternatives, tried in turn; each a list of the files that make up the dataset, as `RemoteFile` takes them."""
 
 _SCHEMES = ("https", "http", "ftp")
@@ -89,7 +89,7 @@ class _DroppedError(Exception):
 
 
 def provide(
-    what: str, root: Path, sources: Sources, may_download: bool, is_there: Callable[[], bool], command: str
+    what: str, root: Path, mirrors: Mirrors, may_download: bool, is_there: Callable[[], bool], command: str
 ) -> None:
     """Makes the files of a dataset be there: extracts archives that lie in its folder, after downloading them.
 
@@ -98,7 +98,7 @@ def provide(
     Args:
         what: Name of the dataset, for messages.
         root: Its folder.
-        sources: Where its files come from.
+        mirrors: Where its files come from.
         may_download: Whether missing ones are downloaded; otherwise only archives in the folder are extracted.
         is_there: Whether the dataset is extracted already.
         command: What to run once a missing file was got by hand.
@@ -107,7 +107,7 @@ def provide(
         DatasetError: No source gives the files; the message says which file to put where.
         ConfigError: A source is not as `RemoteFile` takes it.
     """
-    alternatives = [[_remote_file(file) for file in files] for files in sources]
+    alternatives = [[_remote_file(file) for file in files] for files in mirrors]
     if is_there() or not (may_download or root.is_dir()):
         return
     with _only_process(root):
@@ -363,7 +363,7 @@ def _remote_file(values: Mapping[str, Any]) -> RemoteFile:
     try:
         return RemoteFile(**{**values, "urls": tuple(values.get("urls", ()))})
     except TypeError as error:
-        raise ConfigError(f"dataset.images.sources: expected files with name, urls, md5, sha256: {error}") from error
+        raise ConfigError(f"dataset.images.mirrors: expected files with name, urls, md5, sha256: {error}") from error
 
 
 def _digest(path: Path, algorithm: str) -> str:

@@ -45,7 +45,7 @@ with torch.no_grad():
 """
 
 _README = """\
-# {loss} on {benchmark}, fold {fold}
+# {loss} on {setting}, fold {fold}
 
 Trunk and embedder after epoch {epoch}, the best of its training by MAP@R on the validation classes. An image becomes an
 embedding of {embedding_size} numbers and length 1; similar images have a small distance. {needs}
@@ -81,7 +81,7 @@ def write_model_folder(
     write_json(folder / TRANSFORM_FILE, transform)
     readme = _README.format(
         loss=settings.loss.name,
-        benchmark=settings.benchmark,
+        setting=settings.setting,
         fold=fold,
         epoch=epoch,
         needs=_NEEDS.get(type(trunk), f"Needs the package that has `{settings.trunk.model['_target_']}`."),

@@ -46,7 +46,7 @@ from mlrc_lightning.training.objective import Objective
 
 log = logging.getLogger(__name__)
 
-_ORIGINS = ("archive", "download", "sources")
+_ORIGINS = ("archive", "download", "mirrors")
 """Arguments of a dataset that say how its files come to be there, and not which they are."""
 
 

@@ -93,7 +93,7 @@ def _run_trial(settings: TrialSettings, folder: Path, stop: StopSignals) -> Tria
                 failure=failure,
                 stage=settings.stage,
                 protocol=settings.protocol,
-                benchmark=settings.benchmark,
+                setting=settings.setting,
                 loss=UNTRAINED if settings.stage == UNTRAINED else settings.loss.name,
                 seed=settings.seed,
                 settings=as_json(settings),

@@ -8,40 +8,40 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 from mlrc_lightning.results.records import TrialRecord
-from mlrc_lightning.results.runs import UNTRAINED, Run, RunSet, has_setting
+from mlrc_lightning.results.runs import UNTRAINED, Run, RunSet, has_best_hyperparameters
 from mlrc_lightning.results.searches import SearchResult
 
 SEARCH = "search"
-"""Name of the search of a loss whose best setting counts."""
+"""Name of the search of a loss whose best trial counts."""
 
 
 class Choice:
-    """The runs that count for each loss of one protocol and benchmark, with hyperparameters from one source.
+    """The runs that count for each loss of one protocol and setting, with hyperparameters from one source.
 
     Args:
         protocol: Whose runs count.
-        benchmark: Dataset and batch size, as in the folders under `outputs`.
+        setting: Dataset and batch size, as in the folders under `outputs`.
         source: Where the hyperparameters come from: search, paper or given.
         sets: All sets of runs that were found.
         searches: All searches that were found.
 
     Attributes:
-        sets: The sets of this protocol, benchmark and source, of trained losses.
+        sets: The sets of this protocol, setting and source, of trained losses.
         baselines: The sets without training.
         searches: The search of each loss.
     """
 
     def __init__(
-        self, protocol: str, benchmark: str, source: str, sets: Sequence[RunSet], searches: Sequence[SearchResult]
+        self, protocol: str, setting: str, source: str, sets: Sequence[RunSet], searches: Sequence[SearchResult]
     ) -> None:
         self.source = source
-        own = [run_set for run_set in sets if (run_set.protocol, run_set.benchmark) == (protocol, benchmark)]
+        own = [run_set for run_set in sets if (run_set.protocol, run_set.setting) == (protocol, setting)]
         self.sets = [run_set for run_set in own if run_set.loss != UNTRAINED and run_set.source == source]
         self.baselines = [run_set for run_set in own if run_set.loss == UNTRAINED]
         self.searches = {
             search.loss: search
             for search in searches
-            if (search.protocol, search.benchmark, search.study) == (protocol, benchmark, SEARCH)
+            if (search.protocol, search.setting, search.name) == (protocol, setting, SEARCH)
         }
 
     @cached_property
@@ -53,12 +53,12 @@ class Choice:
     def of(self, loss: str) -> RunSet | None:
         """Returns the set of runs that counts for a loss.
 
-        These are the runs of the search's best setting. Where there are none, they are of the setting that is furthest
-        on.
+        These are the runs of the search's best trial. Where there are none, the set that is furthest
+        on counts.
         """
         sets = [run_set for run_set in self.sets if run_set.loss == loss]
         search = self.searches.get(loss) if self.source == SEARCH else None
-        return furthest([s for s in sets if search is not None and has_setting(s, search)] or sets)
+        return furthest([s for s in sets if search is not None and has_best_hyperparameters(s, search)] or sets)
 
     def comparable(self, run_set: RunSet) -> list[Run]:
         """Returns the finished runs of a set that share the data of the others."""
@@ -76,7 +76,7 @@ def _progress(run_set: RunSet) -> tuple[int, str, str]:
 
 
 def _data(outcome: TrialRecord | None) -> str | None:
-    """Returns what two runs of one protocol and benchmark must share to be compared, as text."""
+    """Returns what two runs of one protocol and setting must share to be compared, as text."""
     if outcome is None:
         return None
     settings = outcome.settings

@@ -135,7 +135,7 @@ class TrialRecord:
     failure: str | None
     stage: str
     protocol: str
-    benchmark: str
+    setting: str
     loss: str
     seed: int
     settings: dict[str, Any]

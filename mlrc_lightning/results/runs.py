@@ -31,7 +31,7 @@ class Run:
     Attributes:
         number: From 0.
         folder: Where it is, or will be.
-        place: Protocol, benchmark and loss by its folder, which its record must bear out.
+        place: Protocol, setting and loss by its folder, which its record must bear out.
 
     Raises:
         RecordError: From what reads the record: it is damaged, or of another place.
@@ -69,7 +69,7 @@ class Run:
         return len(list(self.folder.glob("fold_*/fold.json")))
 
     def _checked(self, record: TrialRecord) -> TrialRecord:
-        found = (record.protocol, record.benchmark, record.loss)
+        found = (record.protocol, record.setting, record.loss)
         if found != self.place:
             raise RecordError(
                 f"{self.folder}: expected a run of {'/'.join(self.place)}, found a record of {'/'.join(found)}."
@@ -80,20 +80,20 @@ class Run:
 
 @dataclass(frozen=True)
 class RunSet:
-    """The runs of one setting of one loss on one benchmark, finished and unfinished.
+    """The runs of one loss with one set of hyperparameters on one setting, finished and unfinished.
 
     Attributes:
-        source: Where the setting comes from: search, paper or given.
-        setting_id: Digest of the setting.
+        source: Where the hyperparameters come from: search, paper or given.
+        digest: Digest of the hyperparameters.
         folder: Of the set.
         runs: By number, as many as were asked for or found.
     """
 
     protocol: str
-    benchmark: str
+    setting: str
     loss: str
     source: str
-    setting_id: str
+    digest: str
     folder: Path
     runs: tuple[Run, ...]
 
@@ -112,23 +112,23 @@ def run_sets(outputs: Path) -> list[RunSet]:
     """Returns all sets of runs, in the order of their folders; records are read when they are asked for."""
     found = []
     for folder in sorted(outputs.glob("*/*/*/reproduce/*-*")):
-        source, _, setting_id = folder.name.partition("-")
-        protocol, benchmark, loss = folder.relative_to(outputs).parts[:3]
+        source, _, digest = folder.name.partition("-")
+        protocol, setting, loss = folder.relative_to(outputs).parts[:3]
         there = {int(path.name) for path in folder.iterdir() if path.name.isdigit()}
         numbers = sorted(there | set(range(_num_planned(folder))))
         runs = tuple(run_of(folder / str(number), outputs) for number in numbers)
-        found.append(RunSet(protocol, benchmark, loss, source, setting_id, folder, runs))
+        found.append(RunSet(protocol, setting, loss, source, digest, folder, runs))
     return found
 
 
 def run_of(folder: Path, outputs: Path) -> Run:
-    """Returns the run of a folder `<protocol>/<benchmark>/<loss>/reproduce/<set>/<number>` under `outputs`."""
-    protocol, benchmark, loss = folder.relative_to(outputs).parts[:3]
-    return Run(int(folder.name), folder, (protocol, benchmark, loss))
+    """Returns the run of a folder `<protocol>/<setting>/<loss>/reproduce/<set>/<number>` under `outputs`."""
+    protocol, setting, loss = folder.relative_to(outputs).parts[:3]
+    return Run(int(folder.name), folder, (protocol, setting, loss))
 
 
-def has_setting(run_set: RunSet, search: SearchResult) -> bool | None:
-    """Returns whether the runs are of the search's best trial as it stands; None where no run tells its setting."""
+def has_best_hyperparameters(run_set: RunSet, search: SearchResult) -> bool | None:
+    """Returns whether the runs are of the search's best trial as it stands; None where no run tells its own."""
     best = search.best
     outcome = next((run.outcome for run in run_set.runs if run.outcome is not None), None)
     if best is None or outcome is None:

@@ -39,7 +39,7 @@ class SearchResult:
     """One search as its ledger tells it.
 
     Attributes:
-        study: Name of its folder.
+        name: Of its folder.
         max_trials: Trials asked for.
         finished: Why it ended; None while it is to go on.
         search_space: What was searched, by configuration key: type, bounds or values.
@@ -47,9 +47,9 @@ class SearchResult:
     """
 
     protocol: str
-    benchmark: str
+    setting: str
     loss: str
-    study: str
+    name: str
     folder: Path
     max_trials: int
     finished: str | None
@@ -103,7 +103,7 @@ def search_state(path: Path) -> SearchState:
 
 
 def _search(folder: Path, outputs: Path) -> SearchResult | None:
-    protocol, benchmark, loss, study = folder.relative_to(outputs).parts
+    protocol, setting, loss, name = folder.relative_to(outputs).parts
     state = search_state(folder / LEDGER_NAME)
     if state.header is None:
         return None
@@ -114,7 +114,7 @@ def _search(folder: Path, outputs: Path) -> SearchResult | None:
         name: entry for name, entry in state.header["signature"]["search space"].items() if isinstance(entry, dict)
     }
     return SearchResult(
-        protocol, benchmark, loss, study, folder, state.max_trials, finished,
+        protocol, setting, loss, name, folder, state.max_trials, finished,
         tuple(_trial(trial, state.objective) for trial in state.trials), space, versions,
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What a command line of `train.py` would be about: protocol, benchmark, budgets; composed once, then remembered.
+"""What a command line of `train.py` would be about: protocol, setting, budgets; composed once, then remembered.
 
 Composing takes longer than rendering a table. What it gives depends on the YAML files, the overrides and this package
 alone, so it is kept in a file until one of them changes.
@@ -27,7 +27,7 @@ class Composition:
     """What tables and studies need of a configuration.
 
     Attributes:
-        benchmark: Dataset and batch size, as in the folders under `outputs`.
+        setting: Dataset and batch size, as in the folders under `outputs`.
         protocol: Whose runs count. All others are only named.
         embedding_size: E of each model.
         num_folds: Models of a run.
@@ -35,7 +35,7 @@ class Composition:
         max_trials: Trials wanted of a search.
     """
 
-    benchmark: str
+    setting: str
     protocol: str
     embedding_size: int
     num_folds: int
@@ -44,8 +44,8 @@ class Composition:
 
     @property
     def paper_setting(self) -> str | None:
-        """Name of the benchmark in the paper's tables, None where these do not have it."""
-        return self.benchmark if self.benchmark in PAPER_SETTINGS else None
+        """Name of the setting in the paper's tables, None where these do not have it."""
+        return self.setting if self.setting in PAPER_SETTINGS else None
 
 
 def overrides_of(name: str) -> list[str]:
@@ -101,7 +101,7 @@ def _compose(overrides: Sequence[str]) -> Composition:
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         cfg = hydra_compose("train", list(overrides))
     return Composition(
-        benchmark=cfg.benchmark,
+        setting=cfg.setting,
         protocol=cfg.protocol,
         embedding_size=cfg.embedder.embedding_size,
         num_folds=cfg.split.num_folds,

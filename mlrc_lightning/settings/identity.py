@@ -20,7 +20,7 @@ _OPTIONS = ("scheduler", "gradient_clip", "sampler", "evaluation")
 """Their defaults are left out of every digest: what they are off, or the protocol's, a run is what it was without."""
 _NOT_OF_THE_TRIAL = (
     "stage", "fold", "logger", "trainer", "keep_models", "data_root", "hyperparameters", "run", "root_seed",
-    "benchmark",
+    "setting",
 )  # fmt: skip
 _NUMERIC_OPTIONS_OF_THE_TRAINER = {
     "channels_last": (False,),
@@ -30,9 +30,9 @@ _NUMERIC_OPTIONS_OF_THE_TRAINER = {
 """What of the hardware changes figures, if only in their last digits, with the values that do not; beside precision."""
 _EVALUATION_OPTIONS = {"check_untrained_accuracy": None, "clustering": False}
 """What changes the figures of `evaluation`, with the value that leaves them as they are."""
-_PLACES = ("root", "csv", "archive", "download", "sources")
+_PLACES = ("root", "csv", "archive", "download", "mirrors")
 """Where a dataset lies, or comes from, does not change what it is."""
-_NOT_SETTINGS = ("study", "max_trials", "num_runs", "run_set", "output_root", "search_space", "hydra")
+_NOT_SETTINGS = ("sweep_name", "max_trials", "num_runs", "run_set", "output_root", "search_space", "hydra")
 
 
 def seed_of_run(root_seed: int, run: int) -> int:

@@ -83,7 +83,7 @@ def search_space(
     Args:
         paper_name: The loss as the paper's page calls it; None for one that the paper does not have.
         setting: The dataset as the reference data calls it: cub200, cars196 or sop.
-        batch_size: Of the benchmark.
+        batch_size: Of the setting.
         parameter_names: Configuration key of each of the reference data's parameter names.
 
     Returns:

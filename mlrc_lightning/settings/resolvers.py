@@ -30,13 +30,13 @@ from mlrc_lightning.settings.types import FROZEN_PROXY
 
 _PROTOCOL_KEYS = ("trunk", "transform", "embedder", "optimizer", "schedule")
 _UNNAMED_BATCH_SIZE = 32
-"""The batch size of the paper's three benchmarks that carry the dataset's name alone."""
+"""The batch size of the paper's three settings that carry the dataset's name alone."""
 
 
 def register_resolvers() -> None:
     """Makes the interpolations of `conf/train.yaml` available; call before Hydra composes."""
     resolvers: dict[str, Callable[..., Any]] = {
-        "mlrc.benchmark": _benchmark,
+        "mlrc.setting": _setting,
         "mlrc.protocol_id": _protocol_id,
         "mlrc.trial_id": _trial_id,
         "mlrc.run_set": _run_set,
@@ -52,7 +52,7 @@ def register_resolvers() -> None:
         OmegaConf.register_new_resolver(name, resolver, replace=True)
 
 
-def _benchmark(*, _root_: DictConfig) -> str:
+def _setting(*, _root_: DictConfig) -> str:
     name, batch_size = _root_.dataset.name, _root_.batch_size
     return name if batch_size == _UNNAMED_BATCH_SIZE else f"{name}_batch{batch_size}"
 
@@ -179,7 +179,7 @@ def _optimum_as_config(field: str, *, _root_: DictConfig) -> Any:
 def _optimum(cfg: DictConfig) -> Optimum:
     loss = cfg.loss
     if cfg.hyperparameters.name == "search":
-        folder = Path(cfg.output_root) / cfg.protocol / cfg.benchmark / loss.name / cfg.study
+        folder = Path(cfg.output_root) / cfg.protocol / cfg.setting / loss.name / cfg.sweep_name
         found = search_optimum(folder, cfg.hyperparameters.allow_unfinished, _search_command(cfg))
         return Optimum(found.source, {k: v for k, v in found.values.items() if _decides_figures(k, v)})
     return published_optimum(loss.paper_name, cfg.dataset.paper_setting, cfg.batch_size, loss.parameter_names)

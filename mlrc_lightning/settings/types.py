@@ -311,7 +311,7 @@ class TrainerSettings:
 
 @dataclass(frozen=True)
 class TrialSettings:
-    """Everything that defines one trial: one loss with one setting, on some or all folds of one benchmark.
+    """Everything that defines one trial: one loss with its hyperparameters, on some or all folds of one setting.
 
     `run` is the number among the runs of one setting, None outside of `RUN_STAGES`. `seed` follows from it and
     `root_seed`; elsewhere the two seeds are the same.
@@ -319,7 +319,7 @@ class TrialSettings:
 
     stage: str
     protocol: str
-    benchmark: str
+    setting: str
     seed: int
     root_seed: int
     run: int | None

@@ -238,7 +238,7 @@ def test_prepare_reports_what_is_there(tmp_path):
 
 
 def test_a_plain_sweep_compares_folds_without_testing(smoke, tmp_path):
-    done = smoke("hydra/sweeper=basic", "study=folds", "fold=0,1", "schedule.iterations_per_epoch=1", "-m")
+    done = smoke("hydra/sweeper=basic", "sweep_name=folds", "fold=0,1", "schedule.iterations_per_epoch=1", "-m")
     assert done.returncode == 0, done.stderr[-2000:]
     records = [
         json.loads(path.read_text()) for path in sorted(tmp_path.glob("out/*/glyphs/arcface/folds/*/record.json"))

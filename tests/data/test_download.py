@@ -331,12 +331,12 @@ def test_what_a_killed_extraction_left_is_removed(tmp_path):
 def provided(tmp_path, local_server):
     """Provides a dataset that is there once set/index.txt is: from data.tgz, else from mirror.zip and notes.mat."""
 
-    def run(may_download=True, sources=None):
+    def run(may_download=True, mirrors=None):
         archive = {"name": "data.tgz", "urls": [f"{local_server.url}/data.tgz"]}
         mirror = [{"name": n, "urls": [f"{local_server.url}/{n}"]} for n in ("mirror.zip", "notes.mat")]
         root = tmp_path / "set-root"
         there = lambda: (root / "set/index.txt").is_file()  # noqa: E731
-        provide("Set", root, sources or [[archive], mirror], may_download, there, "run prepare")
+        provide("Set", root, mirrors or [[archive], mirror], may_download, there, "run prepare")
         return root
 
     return run
@@ -406,8 +406,8 @@ def test_only_what_is_missing_is_downloaded(provided, local_server, tmp_path):
     root.mkdir()
     (root / "set").mkdir()
     (root / "set" / "index.txt").write_text("extracted by hand")
-    sources = [[{"name": n, "urls": [f"{local_server.url}/{n}"]} for n in ("notes.mat", "mirror.zip")]]
-    provide("Set", root, sources, True, there, "")
+    mirrors = [[{"name": n, "urls": [f"{local_server.url}/{n}"]} for n in ("notes.mat", "mirror.zip")]]
+    provide("Set", root, mirrors, True, there, "")
     assert local_server.paths == ["/notes.mat"]
 
 
@@ -419,8 +419,8 @@ def test_a_hostile_archive_ends_the_search_for_sources(provided, local_server):
 
 
 def test_a_misspelt_key_of_a_source_is_named(provided):
-    with pytest.raises(ConfigError, match=r"dataset.images.sources: expected files with name, urls, .*'md6'"):
-        provided(sources=[[{"name": "a.zip", "urls": [], "md6": "1"}]])
+    with pytest.raises(ConfigError, match=r"dataset.images.mirrors: expected files with name, urls, .*'md6'"):
+        provided(mirrors=[[{"name": "a.zip", "urls": [], "md6": "1"}]])
 
 
 def test_processes_that_start_together_download_once(local_server, tmp_path):
@@ -429,8 +429,8 @@ def test_processes_that_start_together_download_once(local_server, tmp_path):
 from pathlib import Path
 from mlrc_lightning.data.download import provide
 root = Path({str(tmp_path)!r}) / "root"
-sources = [[{{"name": "data.tgz", "urls": ["{local_server.url}/data.tgz"]}}]]
-provide("Set", root, sources, True, lambda: (root / "set/index.txt").is_file(), "")
+mirrors = [[{{"name": "data.tgz", "urls": ["{local_server.url}/data.tgz"]}}]]
+provide("Set", root, mirrors, True, lambda: (root / "set/index.txt").is_file(), "")
 assert (root / "set/index.txt").is_file()
 """
     environment = {**os.environ, "no_proxy": "127.0.0.1"}

@@ -392,7 +392,7 @@ def test_the_packaged_variants_and_keywords_have_their_effect(write, compose_con
     assert len(files) == 7  # every category but this one fell back to the original's defaults
     assert all(notes(experiment)[key] == "no such file, the original's defaults are taken" for key in files)
     cfg = compose_config(*experiment.overrides)
-    assert trial_settings(cfg, is_sweep_job=False).benchmark == cfg.benchmark
+    assert trial_settings(cfg, is_sweep_job=False).setting == cfg.setting
 
 
 def test_a_search_s_trial_takes_its_parameters_and_a_whole_search_the_best(write, settings_of):
@@ -737,7 +737,7 @@ def test_a_folder_is_run_as_a_trial_and_its_origin_kept(write, tmp_path):
     places = [f"output_root={tmp_path / 'out'}", f"data_root={tmp_path / 'data'}"]
     experiment = read_original(folder, [*SMALL, *places])
     record, run_folder = reproduce(experiment)
-    assert (record.status, record.loss, record.benchmark) == ("complete", "multi_similarity_miner", "glyphs")
+    assert (record.status, record.loss, record.setting) == ("complete", "multi_similarity_miner", "glyphs")
     assert record.settings["loss"]["miner"]["epsilon"] == optimum("Multi Similarity + Miner", "cub200")["epsilon"]
     assert record.settings["optimizer"]["lr"] == 1e-6
     assert read_json(run_folder / "record.json", TrialRecord) == record

@@ -36,7 +36,7 @@ def test_the_paper_s_configuration_trains_one_epoch_and_leaves_a_record(loss, bi
     )  # fmt: skip
     record = run_trial(trial_settings(cfg, is_sweep_job=True), birds / "run")
     assert record == read_json(birds / "run" / RECORD_FILE, TrialRecord)
-    assert (record.status, record.benchmark, record.loss) == ("complete", "cub200", loss)
+    assert (record.status, record.setting, record.loss) == ("complete", "cub200", loss)
     assert record.settings["hyperparameters"]["source"].startswith("paper")
     assert record.settings["hyperparameters"]["replaced"] == []
     assert (record.settings["trunk"]["name"], record.settings["transform"]["crop"]) == ("bn_inception", 227)

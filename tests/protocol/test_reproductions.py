@@ -275,7 +275,7 @@ def search(compose_config, tmp_path):
     def write(loss="arcface", finished="max_trials", score=0.75, **values):
         places = [f"output_root={tmp_path / 'out'}", f"loss={loss}", "experiment=smoke"]
         cfg = compose_config(*places)
-        folder = Path(cfg.output_root) / cfg.protocol / cfg.benchmark / cfg.loss.name / cfg.study
+        folder = Path(cfg.output_root) / cfg.protocol / cfg.setting / cfg.loss.name / cfg.sweep_name
         shared = {"loss": loss, "experiment": "smoke", "trainer": "cpu", "data_root": "elsewhere", "seed": 4}
         space = {key: {"type": "fixed", "values": [value]} for key, value in shared.items()}
         best = {key.replace("__", "."): value for key, value in values.items()}
@@ -334,7 +334,7 @@ def test_an_unfinished_search_is_refused_unless_asked_for(compose_config, search
 def test_a_search_without_a_success_has_no_setting(compose_config, tmp_path):
     overrides = [f"output_root={tmp_path}", "loss=cosface", "stage=reproduce", "run=0"]
     cfg = compose_config(*overrides)
-    folder = tmp_path / cfg.protocol / cfg.benchmark / "cosface" / cfg.study
+    folder = tmp_path / cfg.protocol / cfg.setting / "cosface" / cfg.sweep_name
     fakes.write_ledger(
         folder, 2, [({"loss.function.margin": 1.0}, "out of memory"), ({"loss.function.margin": 2.0}, None)]
     )

@@ -52,7 +52,7 @@ def without_times(record):
 def test_a_trial_trains_four_folds_tests_them_and_leaves_a_complete_record(settings, folder):
     record = run_trial(settings(), folder)
     assert read_json(folder / "record.json", TrialRecord) == record
-    assert (record.status, record.stage, record.benchmark, record.loss) == ("complete", "train", "glyphs", "arcface")
+    assert (record.status, record.stage, record.setting, record.loss) == ("complete", "train", "glyphs", "arcface")
     assert [fold.fold for fold in record.folds] == [0, 1, 2, 3]
     for fold in record.folds:
         assert [epoch.epoch for epoch in fold.epochs] == [0, 1, 2]

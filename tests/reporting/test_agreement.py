@@ -20,11 +20,14 @@ def superseded(tmp_path):
     """Three runs of a setting that was the best once, and two of the one that is the best now."""
     key = "loss.function.margin"
     fakes.write_search(tmp_path, "arcface", 2, [({key: 10.0}, (0.2,) * 4), ({key: 20.0}, (0.4,) * 4)], "max_trials")
-    for margin, setting_id, values in ((10.0, "00000001", (0.36, 0.367, 0.374)), (20.0, "00000002", (0.67, 0.6854))):
+    for margin, digest, values in (
+        (10.0, "00000001", (0.36, 0.367, 0.374)),
+        (20.0, "00000002", (0.67, 0.6854)),
+    ):
         for number, value in enumerate(values):
             scores = fakes.accuracies(value, value, value)
-            of_setting = {"parameters": {"margin": margin}, "setting_id": setting_id}
-            fakes.write_run(tmp_path, "arcface", number, scores, scores, **of_setting)
+            of_set = {"parameters": {"margin": margin}, "digest": digest}
+            fakes.write_run(tmp_path, "arcface", number, scores, scores, **of_set)
     return tmp_path
 
 

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from mlrc_lightning.errors import RecordError
-from mlrc_lightning.results.runs import has_setting, run_sets
+from mlrc_lightning.results.runs import has_best_hyperparameters, run_sets
 from mlrc_lightning.results.searches import searches
 from tests.reporting.tables import fakes
 
@@ -15,8 +15,8 @@ def test_a_search_is_read_from_its_ledger(tmp_path):
               ({"loss.function.margin": 3.0}, "out of memory"), ({"loss.function.margin": 4.0}, None)]  # fmt: skip
     fakes.write_search(tmp_path, "arcface", 50, trials)
     (search,) = searches(tmp_path)
-    assert (search.protocol, search.benchmark, search.loss, search.study) == (
-        fakes.PROTOCOL, fakes.BENCHMARK, "arcface", "search",
+    assert (search.protocol, search.setting, search.loss, search.name) == (
+        fakes.PROTOCOL, fakes.SETTING, "arcface", "search",
     )  # fmt: skip
     assert [trial.state for trial in search.trials] == ["completed", "completed", "failed", "open"]
     assert [trial.mean for trial in search.trials] == [pytest.approx(0.2), pytest.approx(0.4), None, None]
@@ -63,7 +63,7 @@ def test_runs_are_told_apart_by_how_far_they_are(tmp_path):
     ledger = fakes.write_ledger(tmp_path / "elsewhere", 5, []) / "ledger.jsonl"
     ledger.rename(folder / "ledger.jsonl")
     (run_set,) = run_sets(tmp_path)
-    assert (run_set.source, run_set.setting_id, run_set.loss) == ("search", "11111111", "arcface")
+    assert (run_set.source, run_set.digest, run_set.loss) == ("search", "11111111", "arcface")
     assert [run.state for run in run_set.runs] == ["complete", "failed", "unfinished", "absent", "absent"]
     assert [run.num_finished_folds for run in run_set.runs] == [4, 4, 1, 0, 0]
     assert run_set.runs[0].record.folds[0].epochs
@@ -84,16 +84,16 @@ def test_runs_of_an_earlier_best_setting_are_recognised(tmp_path):
     fakes.write_search(tmp_path, "arcface", 50, trials)
     results = fakes.accuracies(0.5, 0.5, 0.5)
     fakes.write_run(tmp_path, "arcface", 0, results, parameters={"margin": 1.0})
-    fakes.write_run(tmp_path, "arcface", 0, results, parameters={"margin": 2.0}, setting_id="22222222")
+    fakes.write_run(tmp_path, "arcface", 0, results, parameters={"margin": 2.0}, digest="22222222")
     (search,) = searches(tmp_path)
-    assert [has_setting(run_set, search) for run_set in run_sets(tmp_path)] == [False, True]
+    assert [has_best_hyperparameters(run_set, search) for run_set in run_sets(tmp_path)] == [False, True]
 
 
 def test_56_searches_of_50_trials_are_read_in_about_a_second(tmp_path):
     trials = [({"loss.function.margin": float(i), "loss.optimizer.lr": 0.1}, (0.1, 0.2, 0.3, 0.4)) for i in range(50)]
     for loss in range(14):
-        for benchmark in range(4):
-            fakes.write_search(tmp_path, f"loss{loss}", 50, trials, "max_trials", benchmark=f"b{benchmark}")
+        for setting in range(4):
+            fakes.write_search(tmp_path, f"loss{loss}", 50, trials, "max_trials", setting=f"b{setting}")
     began = time.process_time()
     found = searches(tmp_path)
     assert time.process_time() - began < 1

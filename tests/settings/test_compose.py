@@ -46,7 +46,7 @@ def test_every_loss_builds_and_takes_a_step_that_moves_its_parameters(settings, 
 def test_every_dataset_composes_with_its_trunk(compose_config, dataset, loss):
     overrides = ["trunk.name=test_resnet"] if dataset.startswith("image_") else []
     s = trial_settings(compose_config(f"dataset={dataset}", f"loss={loss}", *overrides), is_sweep_job=False)
-    assert s.dataset.name == s.benchmark == dataset
+    assert s.dataset.name == s.setting == dataset
     assert s.optimizer["lr"] == s.trunk.learning_rate
 
 
@@ -67,9 +67,9 @@ def test_arcface_on_cars_searches_what_the_paper_searched(compose_config):
     assert space["loss.optimizer.lr"] == {"type": "range", "bounds": [1e-6, 1.0], "log_scale": True}
 
 
-def test_batch_256_searches_its_own_space_and_names_its_own_benchmark(compose_config):
+def test_batch_256_searches_its_own_space_and_names_its_own_setting(compose_config):
     cfg = compose_config("loss=arcface", "batch_size=256")
-    assert cfg.benchmark == "glyphs_batch256"
+    assert cfg.setting == "glyphs_batch256"
     assert cfg.search_space["loss.function.scale"]["bounds"] == [0.01, 100.0]
     assert compose_config("loss=arcface").search_space["loss.function.scale"]["bounds"] == [0.01, 200.0]
 

@@ -162,7 +162,7 @@ def test_an_experiment_is_the_paper_s_configuration(compose_config):
     }  # fmt: skip
     for name, (dataset, batch_size, save_interval, patience) in expected.items():
         cfg = compose_config(f"experiment=mlrc/{name}", "loss=arcface")
-        assert cfg.benchmark == name
+        assert cfg.setting == name
         assert (cfg.dataset.name, cfg.batch_size) == (dataset, batch_size)
         assert (cfg.schedule.save_interval, cfg.schedule.patience) == (save_interval, patience)
         assert (cfg.schedule.max_epochs, cfg.schedule.iterations_per_epoch) == (1000, 100)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from scipy.io import loadmat
 
-from mlrc_lightning.data.download import Sources, provide
+from mlrc_lightning.data.download import Mirrors, provide
 from mlrc_lightning.data.images import ImageFiles, check_complete
 from mlrc_lightning.errors import DatasetError
 
@@ -32,7 +32,7 @@ class Cars196(ImageFiles):
             devkit/`cars_train_annos.mat`, `cars_test_annos_withlabels.mat` (there or in devkit), cars_train/*.jpg and
             cars_test/*.jpg.
         download: Whether to download and extract it first, where it is not there yet.
-        sources: Where from.
+        mirrors: Where from.
 
     Raises:
         DatasetError: The annotations or an image are missing, or a row is not as it should be.
@@ -41,9 +41,9 @@ class Cars196(ImageFiles):
     pytorch-metric-learning 2.9 reads it, the third as torchvision's StanfordCars does.
     """
 
-    def __init__(self, root: str, download: bool = False, sources: Sources = ()) -> None:
+    def __init__(self, root: str, download: bool = False, mirrors: Mirrors = ()) -> None:
         if download:
-            self.prepare(root, download, sources)
+            self.prepare(root, download, mirrors)
         found = _layout_in(Path(root))
         if found is None:
             raise DatasetError(
@@ -58,14 +58,14 @@ class Cars196(ImageFiles):
         check_complete(self, NAME, NUM_IMAGES, NUM_CLASSES, to_do)
 
     @classmethod
-    def prepare(cls, root: str, download: bool = False, sources: Sources = ()) -> None:
+    def prepare(cls, root: str, download: bool = False, mirrors: Mirrors = ()) -> None:
         """Extracts the archive where the images are not there yet, downloading it if asked to.
 
         Raises:
             DatasetError: The archive cannot be had, or is damaged.
         """
         folder = Path(root)
-        provide(NAME, folder, sources, download, lambda: _layout_in(folder) is not None, _PREPARE)
+        provide(NAME, folder, mirrors, download, lambda: _layout_in(folder) is not None, _PREPARE)
 
 
 class _Layout(NamedTuple):

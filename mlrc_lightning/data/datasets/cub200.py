@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mlrc_lightning.data.datasets.image_folder import ImageFolder
-from mlrc_lightning.data.download import Sources, provide
+from mlrc_lightning.data.download import Mirrors, provide
 from mlrc_lightning.data.images import check_complete
 from mlrc_lightning.errors import DatasetError
 
@@ -25,7 +25,7 @@ class CUB200(ImageFolder):
     Args:
         root: Folder of the extracted archive, or the folder it was extracted in.
         download: Whether to download and extract it first, where it is not there yet.
-        sources: Where from.
+        mirrors: Where from.
 
     Raises:
         DatasetError: The images are missing, or not all of them are there.
@@ -33,9 +33,9 @@ class CUB200(ImageFolder):
     Source: Wah, Branson, Welinder, Perona, Belongie (2011), CNS-TR-2011-001; PROTOCOL.md sections 1.6 and 6.
     """
 
-    def __init__(self, root: str, download: bool = False, sources: Sources = ()) -> None:
+    def __init__(self, root: str, download: bool = False, mirrors: Mirrors = ()) -> None:
         if download:
-            self.prepare(root, download, sources)
+            self.prepare(root, download, mirrors)
         folder = _images_in(Path(root))
         if folder is None:
             raise DatasetError(
@@ -58,14 +58,14 @@ class CUB200(ImageFolder):
         check_complete(self, NAME, NUM_IMAGES, NUM_CLASSES, to_do)
 
     @classmethod
-    def prepare(cls, root: str, download: bool = False, sources: Sources = ()) -> None:
+    def prepare(cls, root: str, download: bool = False, mirrors: Mirrors = ()) -> None:
         """Extracts the archive where the images are not there yet, downloading it if asked to.
 
         Raises:
             DatasetError: The archive cannot be had, or is damaged.
         """
         folder = Path(root)
-        provide(NAME, folder, sources, download, lambda: _images_in(folder) is not None, _PREPARE)
+        provide(NAME, folder, mirrors, download, lambda: _images_in(folder) is not None, _PREPARE)
 
 
 def _images_in(root: Path) -> Path | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlrc_lightning.data.download import Sources, provide
+from mlrc_lightning.data.download import Mirrors, provide
 from mlrc_lightning.data.images import ImageFiles, check_complete
 from mlrc_lightning.errors import DatasetError
 
@@ -27,7 +27,7 @@ class INaturalist2018(ImageFiles):
     Args:
         root: The folder with train_val2018 and Inat_dataset_splits.
         download: Whether to download and extract it first, where it is not there yet.
-        sources: Where from.
+        mirrors: Where from.
 
     Raises:
         DatasetError: A list or an image is missing, or a line is not as it should be.
@@ -37,9 +37,9 @@ class INaturalist2018(ImageFiles):
     images.
     """
 
-    def __init__(self, root: str, download: bool = False, sources: Sources = ()) -> None:
+    def __init__(self, root: str, download: bool = False, mirrors: Mirrors = ()) -> None:
         if download:
-            self.prepare(root, download, sources)
+            self.prepare(root, download, mirrors)
         folder = Path(root)
         if not _is_there(folder):
             raise DatasetError(
@@ -66,14 +66,14 @@ class INaturalist2018(ImageFiles):
         check_complete(self, NAME, sum(NUM_IMAGES.values()), NUM_CLASSES, to_do, NUM_IMAGES)
 
     @classmethod
-    def prepare(cls, root: str, download: bool = False, sources: Sources = ()) -> None:
+    def prepare(cls, root: str, download: bool = False, mirrors: Mirrors = ()) -> None:
         """Extracts the archives where the images are not there yet, downloading them if asked to.
 
         Raises:
             DatasetError: An archive cannot be had, or is damaged.
         """
         folder = Path(root)
-        provide(NAME, folder, sources, download, lambda: _is_there(folder), _PREPARE)
+        provide(NAME, folder, mirrors, download, lambda: _is_there(folder), _PREPARE)
 
 
 def _is_there(root: Path) -> bool:

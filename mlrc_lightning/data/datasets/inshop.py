@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlrc_lightning.data.download import Sources, provide
+from mlrc_lightning.data.download import Mirrors, provide
 from mlrc_lightning.data.images import ImageFiles, check_complete
 from mlrc_lightning.errors import DatasetError
 
@@ -27,7 +27,7 @@ class InShopClothes(ImageFiles):
     Args:
         root: The folder with Eval and Img, or with list_eval_partition.txt and img.
         download: Whether to download and extract it first, where it is not there yet.
-        sources: Where from.
+        mirrors: Where from.
 
     Raises:
         DatasetError: The index or an image is missing, or a row is not as it should be.
@@ -37,9 +37,9 @@ class InShopClothes(ImageFiles):
     euwern/proxynca_pp.
     """
 
-    def __init__(self, root: str, download: bool = False, sources: Sources = ()) -> None:
+    def __init__(self, root: str, download: bool = False, mirrors: Mirrors = ()) -> None:
         if download:
-            self.prepare(root, download, sources)
+            self.prepare(root, download, mirrors)
         found = _layout_in(Path(root))
         if found is None:
             raise DatasetError(
@@ -71,14 +71,14 @@ class InShopClothes(ImageFiles):
         check_complete(self, NAME, sum(NUM_IMAGES.values()), NUM_CLASSES, to_do, NUM_IMAGES)
 
     @classmethod
-    def prepare(cls, root: str, download: bool = False, sources: Sources = ()) -> None:
+    def prepare(cls, root: str, download: bool = False, mirrors: Mirrors = ()) -> None:
         """Extracts the archive where the images are not there yet, downloading it if asked to.
 
         Raises:
             DatasetError: The archive or the index cannot be had, or is damaged.
         """
         folder = Path(root)
-        provide(NAME, folder, sources, download, lambda: _layout_in(folder) is not None, _PREPARE)
+        provide(NAME, folder, mirrors, download, lambda: _layout_in(folder) is not None, _PREPARE)
 
 
 def _layout_in(root: Path) -> tuple[Path, Path] | None:

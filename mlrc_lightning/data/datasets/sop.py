@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlrc_lightning.data.download import Sources, provide
+from mlrc_lightning.data.download import Mirrors, provide
 from mlrc_lightning.data.images import ImageFiles, check_complete
 from mlrc_lightning.errors import DatasetError
 
@@ -26,7 +26,7 @@ class StanfordOnlineProducts(ImageFiles):
     Args:
         root: Folder of the extracted archive, or the folder it was extracted in.
         download: Whether to download and extract it first, where it is not there yet.
-        sources: Where from.
+        mirrors: Where from.
 
     Raises:
         DatasetError: An index or an image is missing, or a row is not as it should be.
@@ -34,9 +34,9 @@ class StanfordOnlineProducts(ImageFiles):
     Source: Song, Xiang, Jegelka, Savarese (2016), arXiv:1511.06452; PROTOCOL.md sections 1.6 and 6.
     """
 
-    def __init__(self, root: str, download: bool = False, sources: Sources = ()) -> None:
+    def __init__(self, root: str, download: bool = False, mirrors: Mirrors = ()) -> None:
         if download:
-            self.prepare(root, download, sources)
+            self.prepare(root, download, mirrors)
         folder = _products_in(Path(root))
         if folder is None:
             raise DatasetError(
@@ -68,14 +68,14 @@ class StanfordOnlineProducts(ImageFiles):
         check_complete(self, NAME, NUM_IMAGES, NUM_CLASSES, to_do)
 
     @classmethod
-    def prepare(cls, root: str, download: bool = False, sources: Sources = ()) -> None:
+    def prepare(cls, root: str, download: bool = False, mirrors: Mirrors = ()) -> None:
         """Extracts the archive where the images are not there yet, downloading it if asked to.
 
         Raises:
             DatasetError: The archive cannot be had, or is damaged.
         """
         folder = Path(root)
-        provide(NAME, folder, sources, download, lambda: _products_in(folder) is not None, _PREPARE)
+        provide(NAME, folder, mirrors, download, lambda: _products_in(folder) is not None, _PREPARE)
 
 
 def _products_in(root: Path) -> Path | None:

@@ -33,8 +33,8 @@ from mlrc_lightning.reporting.figures.training import learning_curves
 from mlrc_lightning.reporting.intervals import Interval, t_interval
 from mlrc_lightning.reporting.pairs import PAIRWISE_FILE, read_pairs
 from mlrc_lightning.reporting.statistics import paper_curve
-from mlrc_lightning.reporting.tables.benchmark import value_at
 from mlrc_lightning.reporting.tables.catalog import EMBEDDINGS, LOSSES, title_of
+from mlrc_lightning.reporting.tables.setting import value_at
 from mlrc_lightning.results.choice import Choice
 from mlrc_lightning.results.records import RECORD_FILE, TrialRecord, read_json
 from mlrc_lightning.results.runs import UNTRAINED, RunSet, run_sets
@@ -85,7 +85,7 @@ class Measured:
     Attributes:
         protocol: Name and hash.
         source: search, paper or given.
-        accuracies: In per cent, by benchmark, loss (its name in the paper), embedding and metric.
+        accuracies: In per cent, by setting, loss (its name in the paper), embedding and metric.
     """
 
     protocol: str
@@ -117,9 +117,9 @@ def measured(sets: Sequence[RunSet], searches: Sequence[SearchResult]) -> list[M
     for protocol, source in sorted({(run_set.protocol, run_set.source) for run_set in tested}):
         own = [run_set for run_set in tested if (run_set.protocol, run_set.source) == (protocol, source)]
         accuracies = {}
-        for benchmark in dict.fromkeys(run_set.benchmark for run_set in own):
-            choice = Choice(protocol, benchmark, source, sets, searches)
-            for loss in dict.fromkeys(run_set.loss for run_set in own if run_set.benchmark == benchmark):
+        for setting in dict.fromkeys(run_set.setting for run_set in own):
+            choice = Choice(protocol, setting, source, sets, searches)
+            for loss in dict.fromkeys(run_set.loss for run_set in own if run_set.setting == setting):
                 run_set = choice.of(loss)
                 assert run_set is not None
                 outcomes = [run.outcome for run in choice.comparable(run_set)]
@@ -129,7 +129,7 @@ def measured(sets: Sequence[RunSet], searches: Sequence[SearchResult]) -> list[M
                         # models of some folds alone have no concatenated embedding
                         known = [value for value in values if value is not None]
                         if known:
-                            accuracies[benchmark, title_of(loss), embedding, metric] = t_interval(known).scaled(100)
+                            accuracies[setting, title_of(loss), embedding, metric] = t_interval(known).scaled(100)
         found.append(Measured(protocol, source, accuracies))
     return found
 
@@ -219,20 +219,20 @@ def _figure_2b(metric: str) -> _Collect:
             yield Lacking(f"{name}: the paper's values alone, no tested reproductions in {outputs}; run {_REPRODUCE}.")
         for own in ours:
             cells = {key: value for key, value in own.accuracies.items() if key[2:] == ("concatenated", metric)}
-            benchmarks = sorted({benchmark for benchmark, *_ in cells}, key=lambda b: ([*DATASETS, b].index(b), b))
-            is_papers = any(benchmark in DATASETS for benchmark in benchmarks)
+            settings = sorted({setting for setting, *_ in cells}, key=lambda b: ([*DATASETS, b].index(b), b))
+            is_papers = any(setting in DATASETS for setting in settings)
             if is_papers:
-                benchmarks = [*DATASETS, *(benchmark for benchmark in benchmarks if benchmark not in DATASETS)]
+                settings = [*DATASETS, *(setting for setting in settings if setting not in DATASETS)]
             losses = years | dict.fromkeys(sorted({loss for _, loss, *_ in cells} - years.keys()))
             panels = {}
-            for benchmark in benchmarks:
-                panels[DATASETS.get(benchmark, benchmark)] = [
+            for setting in settings:
+                panels[DATASETS.get(setting, setting)] = [
                     Column(
                         loss,
                         year,
                         (
-                            *([Bar(PAPER_512, *_cell(paper.get((benchmark, loss, metric))))] if is_papers else []),
-                            Bar(OURS_512, *_cell(cells.get((benchmark, loss, "concatenated", metric)))),
+                            *([Bar(PAPER_512, *_cell(paper.get((setting, loss, metric))))] if is_papers else []),
+                            Bar(OURS_512, *_cell(cells.get((setting, loss, "concatenated", metric)))),
                         ),
                     )
                     for loss, year in losses.items()
@@ -290,15 +290,15 @@ def _figure_3(baseline: str) -> _Collect:
                 for embedding in ("separated", "concatenated")
             }
             ours = {
-                benchmark: [
-                    bars(accuracies["separated"], benchmark, OURS_128),
-                    bars(accuracies["concatenated"], benchmark, OURS_512),
+                setting: [
+                    bars(accuracies["separated"], setting, OURS_128),
+                    bars(accuracies["concatenated"], setting, OURS_512),
                 ]
-                for benchmark in dict.fromkeys([*DATASETS, *sorted({key[0] for key in own.accuracies})])
+                for setting in dict.fromkeys([*DATASETS, *sorted({key[0] for key in own.accuracies})])
             }
             if all(bar.value is None for pair in ours.values() for bar in pair):
                 yield Lacking(
-                    f"{name}: {own.protocol} ({own.source}) has on no benchmark all of {baseline} and the"
+                    f"{name}: {own.protocol} ({own.source}) has on no setting all of {baseline} and the"
                     f" {len(averaged)} losses that the mean is over; run {_REPRODUCE} for the missing ones."
                 )
                 continue
@@ -327,9 +327,9 @@ def _optimisation(outputs: Path, sets: Sequence[RunSet]) -> Iterator[Drawing | L
             continue
         points = [TrialPoint(trial.index, trial.mean, trial.values if trial.mean else ()) for trial in ended]
         loss = title_of(search.loss)
-        curve = paper_curve(search.benchmark, loss)
+        curve = paper_curve(search.setting, loss)
         paper = [] if curve is None else curve.tolist()
-        title = f"{loss} on {search.benchmark}: {len(points)} trials ({search.protocol})"
+        title = f"{loss} on {search.setting}: {len(points)} trials ({search.protocol})"
         best = search.best
         words = f"the best reached {100 * best.mean:.2f}" if best and best.mean else "no trial has a value"
         theirs = f" The paper's own search reached {100 * paper[-1]:.2f} in {len(paper)} trials." if paper else ""
@@ -354,7 +354,7 @@ def _learning_curves(outputs: Path, sets: Sequence[RunSet]) -> Iterator[Drawing 
             continue
         drawn = True
         relative = folder.relative_to(outputs)
-        title = f"{title_of(record.loss)} on {record.benchmark}, {'/'.join(relative.parts[3:]) or folder.name}"
+        title = f"{title_of(record.loss)} on {record.setting}, {'/'.join(relative.parts[3:]) or folder.name}"
         words = "; ".join(
             f"fold {fold.fold}: epoch {fold.selected_epoch} of {fold.epochs[-1].epoch} selected, MAP@R"
             f" {100 * fold.val['mean_average_precision_at_r']:.2f}"

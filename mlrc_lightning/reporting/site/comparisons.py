@@ -1,4 +1,4 @@
-"""Tests every two losses of a table on the same queries, and stores the result beside the benchmark's runs."""
+"""Tests every two losses of a table on the same queries, and stores the result beside the setting's runs."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Comparisons:
 
 
 def place(page: Page, outputs: Path) -> Path:
-    """Returns where the tests of a benchmark's table are stored: in its folder, or below it by source."""
-    folder = outputs / str(page.arguments["protocol"]) / str(page.arguments["benchmark"])
+    """Returns where the tests of a setting's table are stored: in its folder, or below it by source."""
+    folder = outputs / str(page.arguments["protocol"]) / str(page.arguments["setting"])
     source = page.arguments["source"]
     return folder / PAIRWISE_FILE if source == "search" else folder / source / PAIRWISE_FILE
 
@@ -53,7 +53,7 @@ def place(page: Page, outputs: Path) -> Path:
 def compare(
     page: Page, outputs: Path, metric: Metric = DEFAULT_METRIC, embedding: Embedding | None = None
 ) -> Comparisons:
-    """Tests every two losses of a benchmark's table over exactly the runs that its cells are of.
+    """Tests every two losses of a setting's table over exactly the runs that its cells are of.
 
     The default comparison is stored, with the digests of what it was computed from, and computed again only where one
     of them has changed.
@@ -145,11 +145,11 @@ def _runs(page: Page, embedding: str, metric: str) -> dict[str, tuple[str, ...]]
     baselines = {row.name for row in BASELINES}
     wanted = f"test.{embedding}.{metric}"
     return {
-        row.title: cell.source.folders
+        row.title: cell.provenance.folders
         for table in page.tables
         for row in table.rows
         for cell in row.cells
-        if isinstance(cell, Accuracy) and cell.source is not None and cell.source.field == wanted
+        if isinstance(cell, Accuracy) and cell.provenance is not None and cell.provenance.field == wanted
         if row.name not in baselines
     }
 

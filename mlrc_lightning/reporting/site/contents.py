@@ -1,4 +1,4 @@
-"""What the report is of: protocols, benchmarks, searches, runs and tables found among the results."""
+"""What the report is of: protocols, settings, searches, runs and tables found among the results."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 from mlrc_lightning.files import config_folder
 from mlrc_lightning.reference import PAPER_SETTINGS
-from mlrc_lightning.reporting.tables.benchmark import benchmark_page, composition_of_results
 from mlrc_lightning.reporting.tables.catalog import LOSSES, title_of
 from mlrc_lightning.reporting.tables.cells import Page
+from mlrc_lightning.reporting.tables.setting import composition_of_results, setting_page
 from mlrc_lightning.results.records import RECORD_FILE
 from mlrc_lightning.results.runs import UNFINISHED, UNTRAINED, Run, RunSet, run_sets
 from mlrc_lightning.results.searches import SearchResult, searches
@@ -24,43 +24,43 @@ SOURCE_TITLES = {
 
 
 @dataclass(frozen=True)
-class BenchmarkTable:
-    """The table of one benchmark under one protocol, of runs from one source of hyperparameters.
+class SettingTable:
+    """The table of one setting under one protocol, of runs from one source of hyperparameters.
 
     Attributes:
         path: Of its page, below the report.
-        benchmark: What it is of, and what it asks for.
+        composition: What it is of, and what it asks for.
         source: search, paper or given.
         content: Before it is rendered.
     """
 
     path: str
-    benchmark: Composition
+    composition: Composition
     source: str
     content: Page
 
     @property
     def title(self) -> str:
-        """Name of the benchmark, and of the source where it is not the search."""
-        name = benchmark_title(self.benchmark.benchmark)
+        """Name of the setting, and of the source where it is not the search."""
+        name = setting_title(self.composition.setting)
         return name if self.source == "search" else f"{name}, {SOURCE_TITLES.get(self.source, self.source)}"
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Losses by benchmarks of one protocol.
+    """Losses by settings of one protocol.
 
     Attributes:
         protocol: Name and hash.
         is_papers: Whether it is the paper's own, all of whose losses and settings are shown.
-        benchmarks: Columns.
+        compositions: Columns, one a setting.
         losses: Rows, by name.
         absent: The paper's losses that nothing is there of, where these are left out.
     """
 
     protocol: str
     is_papers: bool
-    benchmarks: tuple[Composition, ...]
+    compositions: tuple[Composition, ...]
     losses: tuple[str, ...]
     absent: tuple[str, ...]
 
@@ -74,7 +74,7 @@ class Contents:
         sets: All sets of runs.
         searches: All searches.
         grids: One a protocol, the paper's first.
-        tables: By grid and benchmark.
+        tables: By grid and setting.
         singles: Folders of trials that are neither of a search nor of a set of runs, relative to `outputs`.
         protocol: The paper's.
         max_trials: Trials of a search that the paper's protocol asks for.
@@ -84,7 +84,7 @@ class Contents:
     sets: tuple[RunSet, ...]
     searches: tuple[SearchResult, ...]
     grids: tuple[Grid, ...]
-    tables: tuple[BenchmarkTable, ...]
+    tables: tuple[SettingTable, ...]
     singles: tuple[str, ...]
     protocol: str
     max_trials: int
@@ -105,18 +105,18 @@ def contents(outputs: Path) -> Contents:
     first = papers[0][1]
     everything: list[RunSet | SearchResult] = [*sets, *found]
     protocols = sorted({entry.protocol for entry in everything} - {first.protocol})
-    known = {(entry.protocol, entry.benchmark): entry for _, entry in papers}
+    known = {(entry.protocol, entry.setting): entry for _, entry in papers}
     if protocols:
         known = _experiments(outputs) | known
     grids = [_grid(protocol, first, known, sets, found) for protocol in (first.protocol, *protocols)]
     tables = []
     for grid in grids:
-        for benchmark in grid.benchmarks:
-            own = [s for s in sets if (s.protocol, s.benchmark) == (grid.protocol, benchmark.benchmark)]
+        for composition in grid.compositions:
+            own = [s for s in sets if (s.protocol, s.setting) == (grid.protocol, composition.setting)]
             for source in sorted({s.source for s in own if s.loss != UNTRAINED} | {"search"}, key=source_order):
-                content = benchmark_page(benchmark.benchmark, benchmark, source, outputs, sets, found)
-                path = f"tables/{grid.protocol}/{benchmark.benchmark}-{source}.html"
-                tables.append(BenchmarkTable(path, benchmark, source, content))
+                content = setting_page(composition.setting, composition, source, outputs, sets, found)
+                path = f"tables/{grid.protocol}/{composition.setting}-{source}.html"
+                tables.append(SettingTable(path, composition, source, content))
     singles = tuple(
         path.parent.relative_to(outputs).as_posix() for path in sorted(outputs.glob(f"*/*/*/train/*/{RECORD_FILE}"))
     )
@@ -125,8 +125,8 @@ def contents(outputs: Path) -> Contents:
     )
 
 
-def benchmark_title(name: str) -> str:
-    """Returns a benchmark's name as the paper writes it, or its own."""
+def setting_title(name: str) -> str:
+    """Returns a setting's name as the paper writes it, or its own."""
     return PAPER_SETTINGS.get(name, name)
 
 
@@ -175,20 +175,20 @@ def _grid(
     everything: list[RunSet | SearchResult] = [*sets, *found]
     own = [entry for entry in everything if entry.protocol == protocol]
     is_papers = protocol == papers.protocol
-    names = dict.fromkeys([*(PAPER_SETTINGS if is_papers else ()), *sorted({entry.benchmark for entry in own})])
-    benchmarks = []
+    names = dict.fromkeys([*(PAPER_SETTINGS if is_papers else ()), *sorted({entry.setting for entry in own})])
+    compositions = []
     for name in names:
         composed = known.get((protocol, name))
-        benchmarks.append(_benchmark(name, protocol, papers, composed, sets, found))
+        compositions.append(_composition(name, protocol, papers, composed, sets, found))
     there = {entry.loss for entry in own}
     of_the_paper = [row.name for row in LOSSES if row.is_of_the_paper]
     catalogued = [row.name for row in LOSSES if row.name in there or (is_papers and row.is_of_the_paper)]
     losses = [*catalogued, *sorted(there - set(catalogued) - {UNTRAINED}), *([UNTRAINED] if UNTRAINED in there else [])]
     absent = tuple(loss_title(name) for name in of_the_paper if name not in losses)
-    return Grid(protocol, is_papers, tuple(benchmarks), tuple(losses), absent)
+    return Grid(protocol, is_papers, tuple(compositions), tuple(losses), absent)
 
 
-def _benchmark(
+def _composition(
     name: str,
     protocol: str,
     papers: Composition,
@@ -203,11 +203,11 @@ def _benchmark(
 
 
 def _experiments(outputs: Path) -> dict[tuple[str, str], Composition]:
-    """Returns the configured experiments outside the paper by protocol and benchmark; of two, the larger budget."""
+    """Returns the configured experiments outside the paper by protocol and setting; of two, the larger budget."""
     found: dict[tuple[str, str], Composition] = {}
     for path in sorted((config_folder() / "experiment").glob("*.yaml")):
         composed = compose(overrides_of(path.stem), outputs)
-        key = composed.protocol, composed.benchmark
+        key = composed.protocol, composed.setting
         if key not in found or composed.num_runs > found[key].num_runs:
             found[key] = composed
     return found

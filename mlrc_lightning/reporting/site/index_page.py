@@ -1,4 +1,4 @@
-"""The overview: losses by benchmarks, each with its search and how far it is."""
+"""The overview: losses by settings, each with its search and how far it is."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from mlrc_lightning.reporting.site.contents import (
     SOURCE_TITLES,
     Contents,
     Grid,
-    benchmark_title,
     loss_title,
     runs_status,
     search_status,
+    setting_title,
     source_order,
 )
 from mlrc_lightning.reporting.site.layout import INDEX, document, link, table, text, url
@@ -53,7 +53,7 @@ def index_page(contents: Contents) -> str:
         body += _grid(contents, grid)
     if contents.singles:
         body += _singles(contents)
-    return document(INDEX, "Losses by benchmark", body)
+    return document(INDEX, "Losses by setting", body)
 
 
 def describe(search: SearchResult | None, paper: Sequence[float], name: str, status: str) -> str:
@@ -69,12 +69,12 @@ def describe(search: SearchResult | None, paper: Sequence[float], name: str, sta
 
 def _grid(contents: Contents, grid: Grid) -> list[str]:
     heading = "The paper’s protocol" if grid.is_papers else f"Protocol {grid.protocol}"
-    tables = [entry for entry in contents.tables if entry.benchmark.protocol == grid.protocol]
+    tables = [entry for entry in contents.tables if entry.composition.protocol == grid.protocol]
     links = ", ".join(link(entry.path, INDEX, entry.title) for entry in tables)
     named = f"<code>{text(grid.protocol)}</code>. " if grid.is_papers else ""
     lines = [f"<h2>{text(heading)}</h2>", f"<p>{named}Tables: {links}.</p>"]
     caption = f"Searches and runs, {heading[0].lower()}{heading[1:]}"
-    head = "".join(f'<th scope="col">{text(benchmark_title(b.benchmark))}</th>' for b in grid.benchmarks)
+    head = "".join(f'<th scope="col">{text(setting_title(c.setting))}</th>' for c in grid.compositions)
     lines += [
         f'<div class="scroll" tabindex="0" role="region" aria-label="{text(caption)}">',
         f'<table class="grid"><caption class="unseen">{text(caption)}</caption>',
@@ -84,16 +84,16 @@ def _grid(contents: Contents, grid: Grid) -> list[str]:
     searches: dict[tuple[str, str], list[SearchResult]] = {}
     for search in contents.searches:
         if search.protocol == grid.protocol:
-            searches.setdefault((search.loss, search.benchmark), []).append(search)
+            searches.setdefault((search.loss, search.setting), []).append(search)
     sets: dict[tuple[str, str], list[RunSet]] = {}
     for run_set in contents.sets:
         if run_set.protocol == grid.protocol:
-            sets.setdefault((run_set.loss, run_set.benchmark), []).append(run_set)
+            sets.setdefault((run_set.loss, run_set.setting), []).append(run_set)
     for loss in grid.losses:
         cells = [
-            _cell(contents, loss, benchmark, searches.get((loss, benchmark.benchmark), []),
-                  sets.get((loss, benchmark.benchmark), []))
-            for benchmark in grid.benchmarks
+            _cell(contents, loss, composition, searches.get((loss, composition.setting), []),
+                  sets.get((loss, composition.setting), []))
+            for composition in grid.compositions
         ]  # fmt: skip
         lines.append(f'<tr><th scope="row">{text(loss_title(loss))}</th>{"".join(cells)}</tr>')
     lines += ["</tbody></table></div>"]
@@ -103,19 +103,19 @@ def _grid(contents: Contents, grid: Grid) -> list[str]:
 
 
 def _cell(
-    contents: Contents, loss: str, benchmark: Composition, searches: Sequence[SearchResult], sets: Sequence[RunSet]
+    contents: Contents, loss: str, composition: Composition, searches: Sequence[SearchResult], sets: Sequence[RunSet]
 ) -> str:
     parts = []
     if loss != UNTRAINED:
         # that of the tables first
-        ordered = sorted(searches, key=lambda search: (search.study != SEARCH, search.study))
+        ordered = sorted(searches, key=lambda search: (search.name != SEARCH, search.name))
         for search in ordered:
-            parts += _search(contents, benchmark, search)
+            parts += _search(contents, composition, search)
         if not ordered:
-            parts += _no_search(loss, benchmark)
+            parts += _no_search(loss, composition)
     for run_set in sorted(sets, key=lambda entry: source_order(entry.source)):
-        status = runs_status(run_set, benchmark)
-        is_done = len(run_set.complete) >= max(benchmark.num_runs, len(run_set.runs))
+        status = runs_status(run_set, composition)
+        is_done = len(run_set.complete) >= max(composition.num_runs, len(run_set.runs))
         mood = " bad" if run_set.failed else " good" if is_done else ""
         origin = "" if run_set.source == "search" or loss == UNTRAINED else _origin(run_set.source)
         page = set_page(contents.relative(run_set.folder))
@@ -127,12 +127,12 @@ def _cell(
     return f"<td>{''.join(parts)}</td>"
 
 
-def _search(contents: Contents, benchmark: Composition, search: SearchResult) -> list[str]:
-    is_main = search.study == SEARCH
-    status = search_status(search, benchmark.max_trials if is_main else 0)
-    status = status if is_main else f"{search.study}: {status}"
-    name, paper = _paper(search.loss, benchmark)
-    plot = sparkline(describe(search, paper, name, status), search.trials, paper, benchmark.max_trials)
+def _search(contents: Contents, composition: Composition, search: SearchResult) -> list[str]:
+    is_main = search.name == SEARCH
+    status = search_status(search, composition.max_trials if is_main else 0)
+    status = status if is_main else f"{search.name}: {status}"
+    name, paper = _paper(search.loss, composition)
+    plot = sparkline(describe(search, paper, name, status), search.trials, paper, composition.max_trials)
     best = search.best
     reached = "" if best is None or best.mean is None else f", best {percent(best.mean)}"
     mood = " bad" if search.num_failed and best is None else ""
@@ -143,17 +143,17 @@ def _search(contents: Contents, benchmark: Composition, search: SearchResult) ->
     ]
 
 
-def _no_search(loss: str, benchmark: Composition) -> list[str]:
+def _no_search(loss: str, composition: Composition) -> list[str]:
     status = "no search yet"
-    name, paper = _paper(loss, benchmark)
-    plot = sparkline(describe(None, paper, name, status), (), paper, benchmark.max_trials) if paper else ""
+    name, paper = _paper(loss, composition)
+    plot = sparkline(describe(None, paper, name, status), (), paper, composition.max_trials) if paper else ""
     return [plot, f'<span class="status none">{status}</span>']
 
 
-def _paper(loss: str, benchmark: Composition) -> tuple[str, list[float]]:
+def _paper(loss: str, composition: Composition) -> tuple[str, list[float]]:
     """Returns what a search is called, and the paper's best so far in its own."""
-    curve = paper_curve(benchmark.benchmark, loss_title(loss)) if benchmark.paper_setting else None
-    name = f"{loss_title(loss)}, {benchmark_title(benchmark.benchmark)}"
+    curve = paper_curve(composition.setting, loss_title(loss)) if composition.paper_setting else None
+    name = f"{loss_title(loss)}, {setting_title(composition.setting)}"
     return name, [] if curve is None else [float(value) for value in curve]
 
 
@@ -166,7 +166,7 @@ def _singles(contents: Contents) -> list[str]:
         rows.append(
             (
                 (link(run_page(folder), INDEX, loss_title(record.loss)), None),
-                (text(benchmark_title(record.benchmark)), None),
+                (text(setting_title(record.setting)), None),
                 (f"<code>{text(record.protocol)}</code>", None),
                 (text(record.status), None),
                 ("–" if val is None else percent(val), val),
@@ -174,7 +174,7 @@ def _singles(contents: Contents) -> list[str]:
                 (text(record.started_at), None),
             )
         )
-    headings = ("Loss", "Benchmark", "Protocol", "Status", "Validation MAP@R", "Test MAP@R, separated", "Begun")
+    headings = ("Loss", "Setting", "Protocol", "Status", "Validation MAP@R", "Test MAP@R, separated", "Begun")
     return [
         "<h2>Single trials</h2>",
         "<p>Trained once, outside of any search and set of runs; in no table.</p>",

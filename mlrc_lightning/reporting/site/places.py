@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-from mlrc_lightning.reporting.tables.cells import Source
+from mlrc_lightning.reporting.tables.cells import Provenance
 
 
 def search_page(folder: str) -> str:
@@ -22,7 +22,7 @@ def run_page(folder: str) -> str:
     return f"runs/{folder}.html"
 
 
-def source_page(source: Source) -> str:
+def provenance_page(provenance: Provenance) -> str:
     """Returns the page that shows what a table's cell was made from: its set of runs, or its search."""
-    folder = PurePosixPath(source.folders[0])
+    folder = PurePosixPath(provenance.folders[0])
     return set_page(str(folder.parent)) if folder.parent.parent.name == "reproduce" else search_page(str(folder))

@@ -16,12 +16,12 @@ from mlrc_lightning.reading import leaves
 from mlrc_lightning.reporting.figures import NEIGHBORS_FILE, PROJECTION_FILE
 from mlrc_lightning.reporting.intervals import t_interval
 from mlrc_lightning.reporting.site.charts import METRIC, learning_curves
-from mlrc_lightning.reporting.site.contents import SOURCE_TITLES, Contents, benchmark_title, loss_title, runs_status
+from mlrc_lightning.reporting.site.contents import SOURCE_TITLES, Contents, loss_title, runs_status, setting_title
 from mlrc_lightning.reporting.site.layout import INDEX, document, link, pairs, table, text
 from mlrc_lightning.reporting.site.places import run_page, set_page
-from mlrc_lightning.reporting.tables.benchmark import value_at
 from mlrc_lightning.reporting.tables.catalog import EMBEDDINGS, METRICS
 from mlrc_lightning.reporting.tables.cells import percent
+from mlrc_lightning.reporting.tables.setting import value_at
 from mlrc_lightning.results.records import TrialRecord, read_evaluations
 from mlrc_lightning.results.runs import COMPLETE, UNTRAINED, RunSet
 from mlrc_lightning.settings.composition import Composition
@@ -79,7 +79,7 @@ def set_document(contents: Contents, run_set: RunSet, composed: Composition) -> 
     if outcome is not None:
         body += ["<h2>Setting</h2>", _setting(outcome)]
     name = loss_title(run_set.loss)
-    title = f"Runs: {name} on {benchmark_title(run_set.benchmark)}, {run_set.folder.name}"
+    title = f"Runs: {name} on {setting_title(run_set.setting)}, {run_set.folder.name}"
     return document(page, title, body, [(INDEX, "Overview")])
 
 
@@ -102,7 +102,7 @@ def run_document(
     number = PurePosixPath(folder).name
     what = f"run {number}" if number.isdigit() else number
     name = loss_title(record.loss)
-    title = f"{name} on {benchmark_title(record.benchmark)}, {what}"
+    title = f"{name} on {setting_title(record.setting)}, {what}"
     trail = [(INDEX, "Overview")]
     parent = PurePosixPath(folder).parent
     if parent.parent.name == "reproduce":

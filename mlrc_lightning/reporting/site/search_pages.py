@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 from mlrc_lightning.reference import PAPER_SETTINGS
 from mlrc_lightning.reporting.site.charts import search_chart
-from mlrc_lightning.reporting.site.contents import Contents, benchmark_title, loss_title, search_status
+from mlrc_lightning.reporting.site.contents import Contents, loss_title, search_status, setting_title
 from mlrc_lightning.reporting.site.index_page import LEGEND, describe
 from mlrc_lightning.reporting.site.layout import INDEX, document, link, pairs, table, text
 from mlrc_lightning.reporting.site.places import search_page, set_page
 from mlrc_lightning.reporting.statistics import paper_curve
 from mlrc_lightning.reporting.tables.cells import Cell, Number, percent
 from mlrc_lightning.reporting.tables.render import cell_text
-from mlrc_lightning.results.runs import has_setting
+from mlrc_lightning.results.runs import has_best_hyperparameters
 from mlrc_lightning.results.searches import SearchResult
 
 
@@ -34,18 +34,18 @@ def search_document(
         max_trials: Trials wanted.
     """
     page = search_page(contents.relative(search.folder))
-    name, benchmark = loss_title(search.loss), benchmark_title(search.benchmark)
-    curve = paper_curve(search.benchmark, name) if search.benchmark in PAPER_SETTINGS else None
+    name, setting = loss_title(search.loss), setting_title(search.setting)
+    curve = paper_curve(search.setting, name) if search.setting in PAPER_SETTINGS else None
     paper = [] if curve is None else [float(value) for value in curve]
     status = search_status(search, max_trials)
     body = [
         f'<p class="lede">{text(status)}{"; still to go on" if search.finished is None else ""}. Validation MAP@R, mean'
         " over folds; a thin line spans the folds of a trial.</p>",
         LEGEND,
-        f"<figure><div>{search_chart(describe(search, paper, f'{name}, {benchmark}', status), search.trials, paper)}"
+        f"<figure><div>{search_chart(describe(search, paper, f'{name}, {setting}', status), search.trials, paper)}"
         "</div></figure>",
         "<h2>Best trial</h2>",
-        *_best(search, parameter_names, paper_values, benchmark),
+        *_best(search, parameter_names, paper_values, setting),
         "<h2>Runs of this search’s settings</h2>",
         *_runs(contents, search, page),
         "<h2>Trials</h2>",
@@ -54,7 +54,7 @@ def search_document(
         pairs(
             [
                 ("Protocol", f"<code>{text(search.protocol)}</code>"),
-                ("Study", text(search.study)),
+                ("Name", text(search.name)),
                 ("Folder", f"<code>{text(contents.relative(search.folder))}</code>"),
                 ("Ended", text(search.finished or "not yet")),
                 ("Time of its trials", f"{sum(trial.seconds for trial in search.trials) / 3600:.2f} hours"),
@@ -62,16 +62,16 @@ def search_document(
             ]
         ),
     ]
-    return document(page, f"Search: {name} on {benchmark}", body, [(INDEX, "Overview")])
+    return document(page, f"Search: {name} on {setting}", body, [(INDEX, "Overview")])
 
 
 def _best(
-    search: SearchResult, names: Mapping[str, str], paper: Mapping[tuple[str, str, str], Cell], benchmark: str
+    search: SearchResult, names: Mapping[str, str], paper: Mapping[tuple[str, str, str], Cell], setting: str
 ) -> list[str]:
     best = search.best
     if best is None or best.mean is None:
         return ["<p>No trial is finished yet.</p>"]
-    is_papers = search.benchmark in PAPER_SETTINGS
+    is_papers = search.setting in PAPER_SETTINGS
     rows = []
     for key, entry in sorted(search.search_space.items()):
         if entry.get("type") == "fixed":
@@ -83,11 +83,11 @@ def _best(
             (text(_value(value)), float(value) if isinstance(value, int | float) else None),
         ]
         if is_papers:
-            theirs = paper.get((loss_title(search.loss), search.benchmark, names.get(key, "")))
+            theirs = paper.get((loss_title(search.loss), search.setting, names.get(key, "")))
             number = theirs.value if isinstance(theirs, Number) else None
             row.append(("–" if theirs is None else text(cell_text(theirs)), number))
         rows.append(row)
-    caption = f"Best hyperparameters, and the paper’s on {benchmark}" if is_papers else "Best hyperparameters"
+    caption = f"Best hyperparameters, and the paper’s on {setting}" if is_papers else "Best hyperparameters"
     headings = ("Hyperparameter", "Searched in", "Ours", *(["Paper"] if is_papers else []))
     return [
         f"<p>Trial {best.index}: validation MAP@R {percent(best.mean)}.</p>",
@@ -98,9 +98,9 @@ def _best(
 def _runs(contents: Contents, search: SearchResult, page: str) -> list[str]:
     items = []
     for run_set in contents.sets:
-        place = run_set.protocol, run_set.benchmark, run_set.loss, run_set.source
-        if place == (search.protocol, search.benchmark, search.loss, "search"):
-            matches = has_setting(run_set, search)
+        place = run_set.protocol, run_set.setting, run_set.loss, run_set.source
+        if place == (search.protocol, search.setting, search.loss, "search"):
+            matches = has_best_hyperparameters(run_set, search)
             words = {True: "its best trial", False: "an earlier best, or another search", None: "not known yet"}[
                 matches
             ]

@@ -13,14 +13,14 @@ from mlrc_lightning.reporting.figures import style
 from mlrc_lightning.reporting.figures.save import color_variable, color_variables
 from mlrc_lightning.reporting.site import figure_pages
 from mlrc_lightning.reporting.site.comparisons import DEFAULT_METRIC, Comparisons, compare
-from mlrc_lightning.reporting.site.contents import BenchmarkTable, Contents, contents
+from mlrc_lightning.reporting.site.contents import Contents, SettingTable, contents
 from mlrc_lightning.reporting.site.index_page import index_page
 from mlrc_lightning.reporting.site.layout import FOLDER, INDEX, SCRIPT, STYLE
 from mlrc_lightning.reporting.site.places import run_page, search_page, set_page
 from mlrc_lightning.reporting.site.run_pages import run_document, set_document
 from mlrc_lightning.reporting.site.search_pages import search_document
 from mlrc_lightning.reporting.site.spread import spreads
-from mlrc_lightning.reporting.site.table_pages import LIST, benchmark_document, list_document, plain_document
+from mlrc_lightning.reporting.site.table_pages import LIST, list_document, plain_document, setting_document
 from mlrc_lightning.reporting.tables.cited import reported_page, toy_page
 from mlrc_lightning.reporting.tables.hyperparameters import hyperparameters_page, paper_values
 from mlrc_lightning.reporting.tables.make import parameter_keys
@@ -73,13 +73,13 @@ def _files(outputs: Path, projections: figure_pages.Projections) -> Iterator[tup
     for entry in found.tables:
         yield from _table(found, entry)
     theirs = paper_values()
-    budgets = {(b.protocol, b.benchmark): b for grid in found.grids for b in grid.benchmarks}
+    budgets = {(c.protocol, c.setting): c for grid in found.grids for c in grid.compositions}
     for search in found.searches:
         names = {key: name for name, key in keys.get(search.loss, {}).items()}
-        wanted = budgets[search.protocol, search.benchmark].max_trials
+        wanted = budgets[search.protocol, search.setting].max_trials
         yield search_page(found.relative(search.folder)), search_document(found, search, names, theirs, wanted)
     for run_set in found.sets:
-        composed = budgets[run_set.protocol, run_set.benchmark]
+        composed = budgets[run_set.protocol, run_set.setting]
         yield set_page(found.relative(run_set.folder)), set_document(found, run_set, composed)
     runs = [
         path.parent.relative_to(outputs).as_posix()
@@ -91,7 +91,7 @@ def _files(outputs: Path, projections: figure_pages.Projections) -> Iterator[tup
         yield run_page(run), run_document(found, run, record, projections.draw)
 
 
-def _table(found: Contents, entry: BenchmarkTable) -> Iterator[tuple[str, str]]:
+def _table(found: Contents, entry: SettingTable) -> Iterator[tuple[str, str]]:
     content = json.dumps(as_json(manifest(entry.content, found.outputs, found.sets, found.searches, {})), indent=1)
     name = f"{entry.path.removesuffix('.html')}.manifest.json"
     yield name, content + "\n"
@@ -100,9 +100,9 @@ def _table(found: Contents, entry: BenchmarkTable) -> Iterator[tuple[str, str]]:
     except RecordError as error:
         # a table says more than its tests: what keeps them from being made is said in their place
         comparisons = Comparisons(DEFAULT_METRIC, "concatenated", (), (), (str(error),))
-    drawn = figure_pages.heat_map(comparisons, f"{entry.title}, {entry.benchmark.protocol}")
+    drawn = figure_pages.heat_map(comparisons, f"{entry.title}, {entry.composition.protocol}")
     own = spreads(entry.content, found.outputs, found.sets, found.searches)
-    yield entry.path, benchmark_document(entry, name, comparisons, drawn, own)
+    yield entry.path, setting_document(entry, name, comparisons, drawn, own)
 
 
 def _colors() -> str:

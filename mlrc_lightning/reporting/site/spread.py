@@ -9,10 +9,10 @@ from pathlib import Path
 
 from mlrc_lightning.errors import RecordError
 from mlrc_lightning.reporting.statistics import search_variance, variance_components
-from mlrc_lightning.reporting.tables.benchmark import value_at
 from mlrc_lightning.reporting.tables.catalog import BASELINES
 from mlrc_lightning.reporting.tables.cells import Accuracy, Page
-from mlrc_lightning.results.runs import RunSet, has_setting
+from mlrc_lightning.reporting.tables.setting import value_at
+from mlrc_lightning.results.runs import RunSet, has_best_hyperparameters
 from mlrc_lightning.results.searches import SearchResult
 
 METRIC = "mean_average_precision_at_r"
@@ -46,18 +46,18 @@ class Spread:
 
 
 def spreads(page: Page, outputs: Path, sets: Sequence[RunSet], searches: Sequence[SearchResult]) -> list[Spread]:
-    """Returns the spread of each loss of a benchmark's table that has runs, over the runs that its cells are of."""
-    place = page.arguments["protocol"], page.arguments["benchmark"]
+    """Returns the spread of each loss of a setting's table that has runs, over the runs that its cells are of."""
+    place = page.arguments["protocol"], page.arguments["setting"]
     runs = {str(run.folder.relative_to(outputs)): run for run_set in sets for run in run_set.runs}
     baselines = {row.name for row in BASELINES}
     found = []
     for table in page.tables:
         for row in table.rows:
             for cell in row.cells:
-                is_wanted = isinstance(cell, Accuracy) and cell.source is not None and row.name not in baselines
-                if not is_wanted or cell.source.field != f"test.separated.{METRIC}":  # type: ignore[union-attr]
+                is_wanted = isinstance(cell, Accuracy) and cell.provenance is not None and row.name not in baselines
+                if not is_wanted or cell.provenance.field != f"test.separated.{METRIC}":  # type: ignore[union-attr]
                     continue
-                folders = cell.source.folders  # type: ignore[union-attr]
+                folders = cell.provenance.folders  # type: ignore[union-attr]
                 scores = []
                 for folder in folders:
                     outcome = runs[folder].outcome
@@ -74,14 +74,14 @@ def _settings(
     place: tuple[str, str], loss: str, source: str, sets: Sequence[RunSet], searches: Sequence[SearchResult]
 ) -> list[list[float]]:
     """Returns the runs' scores of each search that has runs of its best setting."""
-    own = [s for s in sets if (s.protocol, s.benchmark, s.loss, s.source) == (*place, loss, "search") and s.complete]
+    own = [s for s in sets if (s.protocol, s.setting, s.loss, s.source) == (*place, loss, "search") and s.complete]
     settings: dict[str, list[float]] = {}
     for search in searches:
-        if (search.protocol, search.benchmark, search.loss) == (*place, loss) and source == "search":
+        if (search.protocol, search.setting, search.loss) == (*place, loss) and source == "search":
             for run_set in own:
-                if has_setting(run_set, search):
+                if has_best_hyperparameters(run_set, search):
                     values = [value_at(run.outcome, f"test.separated.{METRIC}") for run in run_set.complete]
-                    settings[run_set.setting_id] = [value for value in values if value is not None]
+                    settings[run_set.digest] = [value for value in values if value is not None]
                     break
     return list(settings.values())
 

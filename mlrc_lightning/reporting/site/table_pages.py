@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 
 from mlrc_lightning.reporting.site.comparisons import Comparisons, p_text, points, signed
-from mlrc_lightning.reporting.site.contents import SOURCE_TITLES, BenchmarkTable, Contents
+from mlrc_lightning.reporting.site.contents import SOURCE_TITLES, Contents, SettingTable
 from mlrc_lightning.reporting.site.layout import INDEX, document, link, table, text, url
-from mlrc_lightning.reporting.site.places import source_page
+from mlrc_lightning.reporting.site.places import provenance_page
 from mlrc_lightning.reporting.site.spread import Spread
 from mlrc_lightning.reporting.tables.catalog import METRICS
 from mlrc_lightning.reporting.tables.cells import Page
@@ -30,7 +30,7 @@ def list_document(contents: Contents) -> str:
     body = []
     for grid in contents.grids:
         heading = "The paper’s protocol" if grid.is_papers else f"Protocol {grid.protocol}"
-        own = [entry for entry in contents.tables if entry.benchmark.protocol == grid.protocol]
+        own = [entry for entry in contents.tables if entry.composition.protocol == grid.protocol]
         items = "".join(f"<li>{link(entry.path, LIST, entry.title)}</li>" for entry in own)
         body += [f"<h2>{text(heading)}</h2>", f"<ul>{items}</ul>"]
     others = (
@@ -42,10 +42,10 @@ def list_document(contents: Contents) -> str:
     return document(LIST, "Tables", [*body, "<h2>Others</h2>", f"<ul>{items}</ul>"])
 
 
-def benchmark_document(
-    entry: BenchmarkTable, manifest: str, comparisons: Comparisons, heat_map: str, spreads: Sequence[Spread]
+def setting_document(
+    entry: SettingTable, manifest: str, comparisons: Comparisons, heat_map: str, spreads: Sequence[Spread]
 ) -> str:
-    """Returns the page of a benchmark's table.
+    """Returns the page of a setting's table.
 
     Args:
         entry: The table.
@@ -55,7 +55,7 @@ def benchmark_document(
         spreads: Of its losses.
     """
     body = [
-        f'<p class="lede">Protocol <code>{text(entry.benchmark.protocol)}</code>,'
+        f'<p class="lede">Protocol <code>{text(entry.composition.protocol)}</code>,'
         f" {text(SOURCE_TITLES.get(entry.source, entry.source))}. A number leads to the runs it is the mean of;"
         f" {link(manifest, entry.path, 'the manifest')} has everything behind each cell.</p>",
         *rendered(entry.content, entry.path, "Accuracy on the test classes"),
@@ -74,7 +74,7 @@ def plain_document(content: Page, path: str, heading: str) -> str:
 
 def rendered(content: Page, path: str, heading: str) -> list[str]:
     """Returns a table's own HTML for a page: sortable, its columns to be hidden, its cells linked."""
-    fragment = html_fragment(content, lambda source: url(source_page(source), path))
+    fragment = html_fragment(content, lambda source: url(provenance_page(source), path))
     fragment = re.sub(r"<h2>.*?</h2>", f"<h2>{text(heading)}</h2>", fragment, count=1)
     titles = iter(entry.title for entry in content.tables)
     fragment = re.sub(

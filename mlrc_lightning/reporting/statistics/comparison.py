@@ -160,7 +160,7 @@ def pairwise(
     A pair's own numbers are those of `paired_comparison` with the same seed, whichever other losses are there.
 
     Args:
-        losses: Two or more, of one benchmark and protocol.
+        losses: Two or more, of one setting and protocol.
         level: Family-wise level of `different`; the intervals cover 1 - level each, pair by pair.
         replicates: As for `paired_comparison`.
         seed: As for `paired_comparison`.

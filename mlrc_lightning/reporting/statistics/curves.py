@@ -43,7 +43,7 @@ def best_so_far(values: Sequence[float | None]) -> Array:
 
 
 def band(searches: Sequence[Sequence[float | None]], quantiles: tuple[float, float] = (0.25, 0.75)) -> Band:
-    """Returns median and quantiles of the best so far over several searches of one benchmark.
+    """Returns median and quantiles of the best so far over several searches of one setting.
 
     Args:
         searches: Trial values of each search, as for `best_so_far`; one at least.
@@ -64,11 +64,11 @@ def band(searches: Sequence[Sequence[float | None]], quantiles: tuple[float, flo
     return Band(lines[0], lines[1], lines[2], counts)
 
 
-def paper_curve(benchmark: str, loss: str) -> Array | None:
+def paper_curve(setting: str, loss: str) -> Array | None:
     """Returns the best validation MAP@R after each trial of the paper's own search; (T,), a fraction.
 
     Args:
-        benchmark: cub200, cars196, sop or cub200_batch256.
+        setting: cub200, cars196, sop or cub200_batch256.
         loss: The loss as the paper spells it.
 
     Returns:
@@ -76,7 +76,7 @@ def paper_curve(benchmark: str, loss: str) -> Array | None:
 
     Source: `reference/original_searches.csv`, read off the plots of the original.
     """
-    trials = [row for row in rows("original_searches.csv") if (row["setting"], row["loss"]) == (benchmark, loss)]
+    trials = [row for row in rows("original_searches.csv") if (row["setting"], row["loss"]) == (setting, loss)]
     if not trials:
         return None
     trials.sort(key=lambda row: int(row["trial_index"]))

@@ -1,6 +1,6 @@
-"""Whether the intervals cover and the tests hold their level: synthetic benchmarks whose truth is known.
+"""Whether the intervals cover and the tests hold their level: synthetic results whose truth is known.
 
-A benchmark has losses with known means, drawn effects, and per-query scores as real ones are: in [0, 1], skewed
+They are of losses with known means, drawn effects, and per-query scores as real ones are: in [0, 1], skewed
 towards 0 or binary, and alike for the same query under different runs and losses. The expected score of loss l, run r,
 class c is
 
@@ -31,13 +31,13 @@ Array = NDArray[np.float64]
 log = logging.getLogger(__name__)
 
 _CLIP = 2.5
-# Monte Carlo error of the quantile is far below that of 1,000 benchmarks; family-wise rates take the default number
+# Monte Carlo error of the quantile is far below that of 1,000 draws; family-wise rates take the default number
 _PAIR_REPLICATES = 1_999
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """A kind of benchmark; standard deviations are those before clipping, as fractions.
+    """A kind of synthetic results; standard deviations are those before clipping, as fractions.
 
     Attributes:
         name: For the table.
@@ -97,8 +97,8 @@ SCENARIOS = (
 
 
 @dataclass(frozen=True)
-class Benchmark:
-    """One synthetic benchmark.
+class Draw:
+    """The results of one draw.
 
     Attributes:
         losses: Per-query results of each loss.
@@ -111,12 +111,12 @@ class Benchmark:
 
 
 @dataclass(frozen=True)
-class Coverage:
-    """What one scenario showed; all shares are fractions of the benchmarks.
+class Calibration:
+    """What one scenario showed; all shares are fractions of the draws.
 
     Attributes:
         scenario: The scenario.
-        benchmarks: How many were drawn.
+        draws: How many were drawn.
         covered: Share whose 95 % interval holds the truth; None for a family.
         effect_size_covered: The same of the effect size; None but for pairs.
         found: Share with p (Holm's, for a family: of any pair) at most 0.05; None for an interval. Where losses are
@@ -126,7 +126,7 @@ class Coverage:
     """
 
     scenario: Scenario
-    benchmarks: int
+    draws: int
     covered: float | None
     effect_size_covered: float | None
     found: float | None
@@ -134,8 +134,8 @@ class Coverage:
     seconds: float = field(compare=False)
 
 
-def draw_benchmark(scenario: Scenario, generator: np.random.Generator) -> Benchmark:
-    """Draws one benchmark of a scenario."""
+def draw(scenario: Scenario, generator: np.random.Generator) -> Draw:
+    """Draws results of a scenario."""
 
     def effect(sd: float, *shape: int) -> Array:
         return sd * np.clip(generator.standard_normal(shape), -_CLIP, _CLIP)
@@ -161,32 +161,32 @@ def draw_benchmark(scenario: Scenario, generator: np.random.Generator) -> Benchm
         scores = (uniform < p).astype(np.float64) if scenario.binary else uniform ** ((1 - p) / p)
         losses.append(QueryResults(f"loss {number + 1}", scores, labels, index))
         expected.append(of_class[labels].mean())
-    return Benchmark(losses, np.array(expected))
+    return Draw(losses, np.array(expected))
 
 
-def coverage(
-    benchmarks: int = 1_000, seed: int = 0, scenarios: tuple[Scenario, ...] | None = None
-) -> Iterator[Coverage]:
+def calibration(
+    draws: int = 1_000, seed: int = 0, scenarios: tuple[Scenario, ...] | None = None
+) -> Iterator[Calibration]:
     """Measures the scenarios one after the other.
 
     Args:
-        benchmarks: How many synthetic benchmarks of each scenario.
-        seed: Every benchmark has its own draws from it.
+        draws: How many of each scenario.
+        seed: Every draw has its own random numbers from it.
         scenarios: Which; all where None.
     """
     for number, scenario in enumerate(SCENARIOS if scenarios is None else scenarios):
         start = time.monotonic()
         true_size = _true_effect_size(scenario, seed, number) if scenario.question == "pair" else 0.0
         covered, size_covered, found, half_widths = 0, 0, 0, 0.0
-        for benchmark in range(benchmarks):
-            drawn = draw_benchmark(scenario, np.random.default_rng([seed, number, benchmark]))
+        for place in range(draws):
+            drawn = draw(scenario, np.random.default_rng([seed, number, place]))
             if scenario.question == "interval":
                 interval = t_interval(list(drawn.losses[0].scores.mean(axis=1)))
                 assert interval.half_width is not None
                 covered += abs(interval.mean - float(drawn.on_these_classes[0])) <= interval.half_width
                 half_widths += interval.half_width
             elif scenario.question == "pair":
-                row = paired_comparison(*drawn.losses, replicates=_PAIR_REPLICATES, seed=benchmark)
+                row = paired_comparison(*drawn.losses, replicates=_PAIR_REPLICATES, seed=place)
                 # several runs and classes: nothing is None
                 assert row.low is not None
                 assert row.high is not None
@@ -198,24 +198,24 @@ def coverage(
                 found += row.p_value <= 0.05
                 half_widths += (row.high - row.low) / 2
             else:
-                found += any(row.different for row in pairwise(drawn.losses, seed=benchmark))
-        result = Coverage(
+                found += any(row.different for row in pairwise(drawn.losses, seed=place))
+        result = Calibration(
             scenario,
-            benchmarks,
-            None if scenario.question == "family" else covered / benchmarks,
-            size_covered / benchmarks if scenario.question == "pair" else None,
-            None if scenario.question == "interval" else found / benchmarks,
-            None if scenario.question == "family" else half_widths / benchmarks,
+            draws,
+            None if scenario.question == "family" else covered / draws,
+            size_covered / draws if scenario.question == "pair" else None,
+            None if scenario.question == "interval" else found / draws,
+            None if scenario.question == "family" else half_widths / draws,
             time.monotonic() - start,
         )
-        log.info("%s, %d runs: %d benchmarks in %.0f s", scenario.name, scenario.num_runs, benchmarks, result.seconds)
+        log.info("%s, %d runs: %d draws in %.0f s", scenario.name, scenario.num_runs, draws, result.seconds)
         yield result
 
 
 def _true_effect_size(scenario: Scenario, seed: int, number: int) -> float:
     """Returns the true difference over the standard deviation of class differences, the latter from 5,000 classes."""
     many = replace(scenario, num_classes=5_000)
-    a, b = draw_benchmark(many, np.random.default_rng([seed, number, 2**31])).losses
+    a, b = draw(many, np.random.default_rng([seed, number, 2**31])).losses
     difference = a.scores.mean(axis=0) - b.scores.mean(axis=0)
     sizes = np.bincount(a.labels)
     residuals = np.bincount(a.labels, weights=difference - difference.mean())
@@ -223,7 +223,7 @@ def _true_effect_size(scenario: Scenario, seed: int, number: int) -> float:
     return (scenario.means[0] - scenario.means[1]) / float(deviation)
 
 
-def render(results: list[Coverage]) -> str:
+def render(results: list[Calibration]) -> str:
     """Returns the results as a Markdown table, in per cent."""
 
     def percent(share: float | None, digits: int = 1) -> str:

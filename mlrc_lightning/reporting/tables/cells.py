@@ -10,7 +10,7 @@ Role = Literal["ours", "paper", "difference", "runs", "text"]
 
 
 @dataclass(frozen=True)
-class Source:
+class Provenance:
     """Where a value comes from, so that it can be computed again.
 
     Attributes:
@@ -31,7 +31,7 @@ class Accuracy:
     mean: float
     half_width: float | None = None
     n: int | None = None
-    source: Source | None = None
+    provenance: Provenance | None = None
     is_best: bool = False
 
 
@@ -47,7 +47,7 @@ class Number:
     """A plain number, shown with six significant digits unless its text is given."""
 
     value: float
-    source: Source | None = None
+    provenance: Provenance | None = None
     text: str | None = None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from mlrc_lightning.reference import PAPER_SETTINGS
 from mlrc_lightning.reference import rows as reference_rows
 from mlrc_lightning.reporting.tables.catalog import LOSSES
-from mlrc_lightning.reporting.tables.cells import Cell, Column, Missing, Number, Page, Row, Source, Table, Text
+from mlrc_lightning.reporting.tables.cells import Cell, Column, Missing, Number, Page, Provenance, Row, Table, Text
 from mlrc_lightning.results.choice import SEARCH
 from mlrc_lightning.results.searches import SearchResult
 
@@ -31,9 +31,9 @@ def hyperparameters_page(
     """
     paper = paper_values()
     own = {
-        (search.loss, search.benchmark): search
+        (search.loss, search.setting): search
         for search in searches
-        if search.protocol == protocol and search.study == SEARCH
+        if search.protocol == protocol and search.name == SEARCH
     }
     columns: list[Column] = []
     for title in PAPER_SETTINGS.values():
@@ -60,7 +60,7 @@ def hyperparameters_page(
         *standing,
     ]
     folders = tuple(
-        str(search.folder.relative_to(outputs)) for search in own.values() if search.benchmark in PAPER_SETTINGS
+        str(search.folder.relative_to(outputs)) for search in own.values() if search.setting in PAPER_SETTINGS
     )
     title = f"Hyperparameters ({protocol})"
     return Page("hyperparameters", title, (table,), tuple(notes), {"protocol": protocol}, folders)
@@ -74,7 +74,7 @@ def _best(search: SearchResult | None, key: str, parameter: str, outputs: Path, 
     value = search.best.parameters.get(parameter)
     if value is None:
         return Missing("not searched")
-    return Number(float(value), Source(key, (str(search.folder.relative_to(outputs)),), parameter))
+    return Number(float(value), Provenance(key, (str(search.folder.relative_to(outputs)),), parameter))
 
 
 def _standing(own: Mapping[tuple[str, str], SearchResult], loss: str, setting: str, max_trials: int) -> str:

@@ -10,12 +10,12 @@ from pathlib import Path
 from mlrc_lightning.errors import ConfigError
 from mlrc_lightning.files import config_folder, write_bytes, write_json
 from mlrc_lightning.reference import PAPER_SETTINGS
-from mlrc_lightning.reporting.tables.benchmark import benchmark_page, composition_of_results
 from mlrc_lightning.reporting.tables.cells import Page
 from mlrc_lightning.reporting.tables.cited import reported_page, toy_page
 from mlrc_lightning.reporting.tables.hyperparameters import hyperparameters_page
 from mlrc_lightning.reporting.tables.manifest import manifest
 from mlrc_lightning.reporting.tables.render import RENDERERS
+from mlrc_lightning.reporting.tables.setting import composition_of_results, setting_page
 from mlrc_lightning.results.runs import RunSet, run_sets
 from mlrc_lightning.results.searches import SearchResult, searches
 from mlrc_lightning.settings.composition import Composition, compose, overrides_of
@@ -33,7 +33,7 @@ def make_page(
     """Returns a table, and all sets of runs and searches that were found.
 
     Args:
-        name: One of `CITED`, `HYPERPARAMETERS`, an experiment, a dataset, or a benchmark that has results.
+        name: One of `CITED`, `HYPERPARAMETERS`, an experiment, a dataset, or a setting that has results.
         overrides: Of the configuration that the table is of.
         protocol: Whose runs count; None for the configuration's.
         source: Where the hyperparameters of the runs come from.
@@ -52,9 +52,9 @@ def make_page(
     sets = run_sets(outputs)
     if not is_configured:
         wanted = composed.num_runs, composed.max_trials
-        own = composition_of_results(composed.benchmark, composed.protocol, sets, found, composed)
+        own = composition_of_results(composed.setting, composed.protocol, sets, found, composed)
         composed = replace(own, num_runs=wanted[0], max_trials=wanted[1])
-    return benchmark_page(name, composed, source, outputs, sets, found), sets, found
+    return setting_page(name, composed, source, outputs, sets, found), sets, found
 
 
 def _composition(name: str, overrides: Sequence[str], protocol: str | None, outputs: Path) -> tuple[Composition, bool]:
@@ -73,7 +73,7 @@ def _composition(name: str, overrides: Sequence[str], protocol: str | None, outp
             ) from None
         beginning, own_name, protocol = [], name, protocol or known[0]
     composed = compose([*beginning, *overrides], outputs)
-    wanted = replace(composed, benchmark=own_name or composed.benchmark, protocol=protocol or composed.protocol)
+    wanted = replace(composed, setting=own_name or composed.setting, protocol=protocol or composed.protocol)
     return wanted, wanted == composed
 
 

@@ -14,9 +14,9 @@ from typing import Any
 from mlrc_lightning.errors import RecordError
 from mlrc_lightning.files import read_plain_json, write_json
 from mlrc_lightning.reporting.intervals import t_interval
-from mlrc_lightning.reporting.tables.benchmark import value_at
 from mlrc_lightning.reporting.tables.catalog import METRICS
 from mlrc_lightning.reporting.tables.cells import Accuracy, Number, Page
+from mlrc_lightning.reporting.tables.setting import value_at
 from mlrc_lightning.results.records import RECORD_FILE, TrialRecord
 from mlrc_lightning.results.runs import Run, RunSet, run_of
 from mlrc_lightning.results.searches import SearchResult, searches
@@ -146,14 +146,14 @@ def verify(path: Path, outputs: Path) -> list[str]:
 
 
 def _cell_entry(cell: object) -> dict[str, Any] | None:
-    if isinstance(cell, Accuracy) and cell.source is not None:
+    if isinstance(cell, Accuracy) and cell.provenance is not None:
         value = {"mean": cell.mean, "half_width": cell.half_width, "n": cell.n}
-        source = {"field": cell.source.field, "runs": list(cell.source.folders), "search": None}
-        return {"cell": cell.source.key, **value, **source}
-    if isinstance(cell, Number) and cell.source is not None:
+        source = {"field": cell.provenance.field, "runs": list(cell.provenance.folders), "search": None}
+        return {"cell": cell.provenance.key, **value, **source}
+    if isinstance(cell, Number) and cell.provenance is not None:
         value = {"mean": cell.value, "half_width": None, "n": None}
-        source = {"field": cell.source.field, "runs": [], "search": cell.source.folders[0]}
-        return {"cell": cell.source.key, **value, **source}
+        source = {"field": cell.provenance.field, "runs": [], "search": cell.provenance.folders[0]}
+        return {"cell": cell.provenance.key, **value, **source}
     return None
 
 

@@ -15,8 +15,8 @@ from mlrc_lightning.reporting.tables.cells import (
     Missing,
     Number,
     Page,
+    Provenance,
     Row,
-    Source,
     Table,
     percent,
 )
@@ -70,7 +70,7 @@ def csv_text(page: Page) -> str:
     return buffer.getvalue()
 
 
-def html_fragment(page: Page, address: Callable[[Source], str] | None = None) -> str:
+def html_fragment(page: Page, address: Callable[[Provenance], str] | None = None) -> str:
     """Renders a page as an HTML section without style or script; `data-value` sorts, `data-cell` names the manifest's.
 
     Columns of the paper have the class `paper`, differences `difference`, so that a page may hide them.
@@ -191,7 +191,7 @@ def _csv_fields(cell: Cell) -> list[str]:
     return [cell_text(cell).replace("−", "-"), "", "", ""]
 
 
-def _html_table(page: Page, table: Table, address: Callable[[Source], str] | None) -> list[str]:
+def _html_table(page: Page, table: Table, address: Callable[[Provenance], str] | None) -> list[str]:
     lines = [
         f'<table id="table-{_html(page.name)}-{_html(table.name)}">',
         f"<caption>{_html(table.title)}</caption>",
@@ -223,7 +223,7 @@ def _html_table(page: Page, table: Table, address: Callable[[Source], str] | Non
     return [*lines, "</tbody>", "</table>"]
 
 
-def _html_cell(column: Column, cell: Cell, address: Callable[[Source], str] | None) -> str:
+def _html_cell(column: Column, cell: Cell, address: Callable[[Provenance], str] | None) -> str:
     classes: list[str] = [column.role]
     attributes = ""
     text = _html(cell_text(cell))
@@ -238,10 +238,10 @@ def _html_cell(column: Column, cell: Cell, address: Callable[[Source], str] | No
         classes.append("missing")
         attributes += f' title="{_html(cell.lacking)}"'
         text = f'<span aria-hidden="true">{text}</span><span class="lacking">{_html(cell.lacking)}</span>'
-    if isinstance(cell, Accuracy | Number) and cell.source is not None:
-        attributes += f' data-cell="{_html(cell.source.key)}"'
+    if isinstance(cell, Accuracy | Number) and cell.provenance is not None:
+        attributes += f' data-cell="{_html(cell.provenance.key)}"'
         if address is not None:
-            text = f'<a href="{_html(address(cell.source))}">{text}</a>'
+            text = f'<a href="{_html(address(cell.provenance))}">{text}</a>'
     return f'<td class="{" ".join(classes)}"{attributes}>{text}</td>'
 
 

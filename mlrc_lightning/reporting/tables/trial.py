@@ -14,7 +14,7 @@ _MISSING = "–"
 def render_trial(record: TrialRecord) -> str:
     """Renders validation and test accuracies of one trial, in per cent; what is missing is shown as missing."""
     folds = ", ".join(str(fold.fold) for fold in record.folds)
-    title = f"{record.loss} on {record.benchmark} ({record.protocol})"
+    title = f"{record.loss} on {record.setting} ({record.protocol})"
     title += f", run {record.run}" if record.run is not None else ""
     title += f", {'folds' if len(record.folds) > 1 else 'fold'} {folds}" if record.folds else ""
     title += f", seed {record.seed}"

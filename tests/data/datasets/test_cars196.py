@@ -105,9 +105,9 @@ def test_archive_and_annotations_that_lie_there_are_extracted(tmp_path):
     layouts.cars_annos(made)
     with tarfile.open(root / "car_ims.tgz", "w:gz") as archive:
         archive.add(made / "car_ims", "car_ims")
-    sources = [[{"name": name, "urls": []} for name in ("cars_annos.mat", "car_ims.tgz")]]
-    Cars196.prepare(str(root), download=False, sources=sources)
+    mirrors = [[{"name": name, "urls": []} for name in ("cars_annos.mat", "car_ims.tgz")]]
+    Cars196.prepare(str(root), download=False, mirrors=mirrors)
     assert not (root / "car_ims").exists(), "the annotations are missing"
     (made / "cars_annos.mat").rename(root / "cars_annos.mat")
-    Cars196.prepare(str(root), download=False, sources=sources)
-    assert len(Cars196(str(root), download=False, sources=sources).labels) == 48
+    Cars196.prepare(str(root), download=False, mirrors=mirrors)
+    assert len(Cars196(str(root), download=False, mirrors=mirrors).labels) == 48

@@ -89,7 +89,7 @@ def served(tmp_path, local_server):
     file = f"name: CUB_200_2011.tgz, urls: ['{local_server.url}/CUB_200_2011.tgz']"
     md5 = hashlib.md5(content).hexdigest()
     overrides = [
-        "dataset=cub200", "dataset.download=true", f"dataset.images.sources=[[{{{file}, md5: '{md5}'}}]]",
+        "dataset=cub200", "dataset.download=true", f"dataset.images.mirrors=[[{{{file}, md5: '{md5}'}}]]",
         f"data_root={tmp_path / 'data'}", "trainer=cpu", "trunk.pretrained=false", "transform.resize=40",
         "transform.crop=36", "schedule.max_epochs=2", "schedule.iterations_per_epoch=2", "evaluation.baselines=false",
     ]  # fmt: skip

@@ -72,6 +72,6 @@ def test_it_extracts_both_archives_where_asked(tmp_path, local_server):
             archive.write(path, path.relative_to(made))
     local_server.files.update({"/images.tar.gz": tar.getvalue(), "/splits.zip": zipped.getvalue()})
     files = [("Inat_dataset_splits.zip", "splits.zip"), ("train_val2018.tar.gz", "images.tar.gz")]
-    sources = [[{"name": name, "urls": [f"{local_server.url}/{served}"]} for name, served in files]]
-    images = INaturalist2018(str(tmp_path / "inat"), download=True, sources=sources)
+    mirrors = [[{"name": name, "urls": [f"{local_server.url}/{served}"]} for name, served in files]]
+    images = INaturalist2018(str(tmp_path / "inat"), download=True, mirrors=mirrors)
     assert len(images.labels) == 64

@@ -72,13 +72,13 @@ def test_it_downloads_itself_where_asked(tmp_path, local_server):
             archive.write(path, path.relative_to(made))
     local_server.files["/img.zip"] = buffer.getvalue()
     local_server.files["/list.txt"] = (made / "list_eval_partition.txt").read_bytes()
-    sources = [
+    mirrors = [
         [
             {"name": "list_eval_partition.txt", "urls": [f"{local_server.url}/list.txt"]},
             {"name": "img.zip", "urls": [f"{local_server.url}/img.zip"]},
         ]
     ]
-    images = InShopClothes(str(tmp_path / "inshop"), download=True, sources=sources)
+    images = InShopClothes(str(tmp_path / "inshop"), download=True, mirrors=mirrors)
     assert len(images.labels) == 64
 
 

@@ -1,4 +1,4 @@
-"""The paper's three datasets as they are shipped: the sheet's numbers, and sources that can be read."""
+"""The paper's three datasets as they are shipped: the sheet's numbers, and mirrors that can be read."""
 
 import pytest
 from omegaconf import OmegaConf
@@ -31,7 +31,7 @@ def test_the_numbers_are_the_sheets(compose_config, name):
     save_interval, patience, _ = PUBLISHED[name]
     assert (settings.schedule.save_interval, settings.schedule.patience) == (save_interval, patience)
     assert settings.schedule.max_epochs == 1000
-    assert settings.dataset.paper_setting == settings.benchmark == name
+    assert settings.dataset.paper_setting == settings.setting == name
     assert settings.trunk.name == "bn_inception"
     assert (settings.transform.resize, settings.transform.crop) == (256, 227)
     assert settings.dataset.images["download"] is False, "nothing is downloaded unasked"
@@ -39,8 +39,8 @@ def test_the_numbers_are_the_sheets(compose_config, name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_source_is_one_that_can_be_read_and_every_known_digest_is_given(compose_config, name):
-    sources = OmegaConf.to_container(compose_config(f"dataset={name}").dataset.images.sources, resolve=True)
-    files = [_remote_file(file) for alternative in sources for file in alternative]
+    mirrors = OmegaConf.to_container(compose_config(f"dataset={name}").dataset.images.mirrors, resolve=True)
+    files = [_remote_file(file) for alternative in mirrors for file in alternative]
     assert {file.name: file.md5 for file in files} == PUBLISHED[name][2]
     assert sum(len(file.urls) for file in files) >= 3
     assert all(len(url.split()) == 1 for file in files for url in file.urls)
@@ -58,8 +58,8 @@ def test_every_source_is_one_that_can_be_read_and_every_known_digest_is_given(co
     ],
 )
 def test_sources_of_the_datasets_beside_the_papers_can_be_read(compose_config, name, files):
-    sources = OmegaConf.to_container(compose_config(f"dataset={name}").dataset.images.sources, resolve=True)
-    found = [_remote_file(file) for alternative in sources for file in alternative]
+    mirrors = OmegaConf.to_container(compose_config(f"dataset={name}").dataset.images.mirrors, resolve=True)
+    found = [_remote_file(file) for alternative in mirrors for file in alternative]
     assert {file.name: file.md5 for file in found} == files
     assert all(len(url.split()) == 1 for file in found for url in file.urls)
 

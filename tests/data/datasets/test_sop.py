@@ -97,6 +97,6 @@ def test_it_downloads_itself_where_asked(tmp_path, local_server):
         for path in sorted((tmp_path / "made").rglob("*")):
             archive.write(path, path.relative_to(tmp_path / "made"))
     local_server.files["/sop.zip"] = buffer.getvalue()
-    sources = [[{"name": "Stanford_Online_Products.zip", "urls": [f"{local_server.url}/sop.zip"]}]]
-    images = StanfordOnlineProducts(str(tmp_path / "sop"), download=True, sources=sources)
+    mirrors = [[{"name": "Stanford_Online_Products.zip", "urls": [f"{local_server.url}/sop.zip"]}]]
+    images = StanfordOnlineProducts(str(tmp_path / "sop"), download=True, mirrors=mirrors)
     assert len(images.labels) == 42

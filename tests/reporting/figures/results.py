@@ -15,7 +15,7 @@ def fold_result(fold, val, losses, selected, epochs=None):
     )  # fmt: skip
 
 
-def record(stage, protocol, benchmark, loss, *, val=0.3, separated=None, concatenated=None, failure=None):
+def record(stage, protocol, setting, loss, *, val=0.3, separated=None, concatenated=None, failure=None):
     """A trial of two folds; a tested one where `separated` is given."""
     test = None
     if separated is not None:
@@ -23,7 +23,7 @@ def record(stage, protocol, benchmark, loss, *, val=0.3, separated=None, concate
         test = made.evaluation(num_queries=10, separated=accuracies(separated), concatenated=of_all)
     folds = (fold_result(0, [0.1, val - 0.1], [1.0], 1), fold_result(1, [0.1, val + 0.1], [1.0], 1))
     return made.trial(
-        failure=failure, stage=stage, protocol=protocol, benchmark=benchmark, loss=loss,
+        failure=failure, stage=stage, protocol=protocol, setting=setting, loss=loss,
         settings={
             "loss": {"name": loss}, "dataset": {"min_images_per_class": 2}, "trainer": {"precision": "32-true"},
         },

@@ -44,7 +44,7 @@ def write_half_done(outputs, protocol):
     """Finished and unfinished searches and runs, failed ones, two sources, two protocols, a single trial."""
     losses = ("arcface", "contrastive", "triplet")
     synthetic.write_study(
-        outputs, protocol, losses=losses, benchmarks=("cub200",), trials=50, runs=3, epochs=20, classes=10
+        outputs, protocol, losses=losses, settings=("cub200",), trials=50, runs=3, epochs=20, classes=10
     )
     random = np.random.default_rng(1)
     synthetic.write_search(outputs, protocol, "cars196", "arcface", random, 0.4, 12, finished=None, budget=50)
@@ -55,11 +55,9 @@ def write_half_done(outputs, protocol):
     unfinished = failed.parent / "2" / "fold_0"
     unfinished.mkdir(parents=True)
     (unfinished / "fold.json").write_text("{}")
-    synthetic.write_run(outputs, protocol, "cub200", "arcface", 0, random, 0.5, source="paper", setting="22222222")
-    synthetic.write_study(
-        outputs, SMALL, losses=("arcface", "mine"), benchmarks=("glyphs",), trials=6, runs=2, epochs=6
-    )
-    synthetic.write_search(outputs, SMALL, "glyphs", "mine", random, 0.3, 4, study="a #2?")
+    synthetic.write_run(outputs, protocol, "cub200", "arcface", 0, random, 0.5, source="paper", digest="22222222")
+    synthetic.write_study(outputs, SMALL, losses=("arcface", "mine"), settings=("glyphs",), trials=6, runs=2, epochs=6)
+    synthetic.write_search(outputs, SMALL, "glyphs", "mine", random, 0.3, 4, name="a #2?")
     single = outputs / protocol / "cub200" / "triplet" / "train" / "33333333"
     single.mkdir(parents=True)
     shutil.copy(outputs / protocol / "cub200/triplet/reproduce/search-11111111/1/record.json", single)

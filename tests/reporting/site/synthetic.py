@@ -32,7 +32,7 @@ def write_study(
     protocol,
     *,
     losses=tuple(row.name for row in LOSSES),
-    benchmarks=tuple(PAPER_SETTINGS),
+    settings=tuple(PAPER_SETTINGS),
     trials=50,
     runs=10,
     epochs=60,
@@ -40,21 +40,21 @@ def write_study(
     per_class=10,
     figures=True,
 ):
-    """Writes finished searches and runs of all losses on all benchmarks."""
+    """Writes finished searches and runs of all losses on all settings."""
     for number, loss in enumerate(losses):
-        for place, benchmark in enumerate(benchmarks):
+        for place, setting in enumerate(settings):
             random = np.random.default_rng([number, place])
             level = 0.2 + 0.02 * number + 0.03 * place
-            best = write_search(outputs, protocol, benchmark, loss, random, level, trials)
+            best = write_search(outputs, protocol, setting, loss, random, level, trials)
             for run in range(runs):
                 write_run(
-                    outputs, protocol, benchmark, loss, run, random, level, parameters=best, epochs=epochs,
+                    outputs, protocol, setting, loss, run, random, level, parameters=best, epochs=epochs,
                     classes=classes, per_class=per_class, figures=figures and run == 0,
                 )  # fmt: skip
 
 
 def write_search(
-    outputs, protocol, benchmark, loss, random, level, trials, *, study="search", finished="max_trials", budget=None
+    outputs, protocol, setting, loss, random, level, trials, *, name="search", finished="max_trials", budget=None
 ):
     """Writes a search of so many completed trials and a failed one, the third; returns the best trial's parameters."""
     found = []
@@ -62,17 +62,17 @@ def write_search(
         parameters = {"loss.function.margin": 1.5 * trial, "loss.function.scale": 0.1 + trial, "loss.samples": 4}
         folds = np.clip(level + 0.05 * random.standard_normal() + 0.02 * random.standard_normal(4), 0.01, 0.99)
         found.append((parameters, "out of memory" if trial == 2 else [float(value) for value in folds]))
-    folder = outputs / protocol / benchmark / loss / study
+    folder = outputs / protocol / setting / loss / name
     write_ledger(folder, trials if budget is None else budget, found, finished, space=SPACE)
     return max((trial for trial in found if not isinstance(trial[1], str)), key=lambda trial: sum(trial[1]))[0]
 
 
 def write_run(
-    outputs, protocol, benchmark, loss, run, random, level, *, source="search", setting="11111111", epochs=6, classes=4,
+    outputs, protocol, setting, loss, run, random, level, *, source="search", digest="11111111", epochs=6, classes=4,
     per_class=4, failure=None, figures=False, queries=True, parameters=None,
 ):  # fmt: skip
     """Writes a tested run of four folds with its per-query results, or a failed one; returns its folder."""
-    folder = outputs / protocol / benchmark / loss / "reproduce" / f"{source}-{setting}" / str(run)
+    folder = outputs / protocol / setting / loss / "reproduce" / f"{source}-{digest}" / str(run)
     folder.mkdir(parents=True)
     labels = np.repeat(np.arange(classes), per_class)
     easy = np.random.default_rng(7).standard_normal(classes)[labels]  # of a class, alike for all losses
@@ -106,14 +106,14 @@ def write_run(
         (folder / f"fold_{fold}").mkdir()
         (folder / f"fold_{fold}" / "trunk.safetensors").write_bytes(b"weights")
     record = made.trial(
-        failure=failure, protocol=protocol, benchmark=benchmark, loss=loss, seed=run, run=run, root_seed=0,
+        failure=failure, protocol=protocol, setting=setting, loss=loss, seed=run, run=run, root_seed=0,
         settings={
-            "stage": "reproduce", "dataset": {"name": benchmark, "min_images_per_class": 2},
+            "stage": "reproduce", "dataset": {"name": setting, "min_images_per_class": 2},
             "loss": {"name": loss, "samples": 4, "function": {"_target_": "some.Loss", **_function(parameters)}},
             "hyperparameters": {"name": source}, "trunk": {"name": "bn_inception", "pretrained": True},
             "embedder": {"embedding_size": 128}, "trainer": {"precision": "32-true"},
         },
-        dataset={"name": benchmark, "num_classes": 2 * classes, "trainval_fingerprint": "f0"},
+        dataset={"name": setting, "num_classes": 2 * classes, "trainval_fingerprint": "f0"},
         val=accuracies(level, level, level), folds=tuple(_fold(fold, level, epochs, random) for fold in range(4)),
         test=test,
         environment=made.environment(

@@ -13,7 +13,7 @@ from mlrc_lightning.reporting.site import comparisons
 from mlrc_lightning.reporting.site.comparisons import compare, p_text, points
 from mlrc_lightning.reporting.site.spread import spreads
 from mlrc_lightning.reporting.statistics import pairwise, read_query_results
-from mlrc_lightning.reporting.tables.benchmark import benchmark_page
+from mlrc_lightning.reporting.tables.setting import setting_page
 from mlrc_lightning.results.runs import run_sets
 from mlrc_lightning.results.searches import searches
 from mlrc_lightning.settings.composition import Composition
@@ -24,14 +24,14 @@ METRIC = "mean_average_precision_at_r"
 
 
 def page(outputs, source="search"):
-    benchmark = Composition("cub200", PROTOCOL, 128, 4, 2, 3)
-    return benchmark_page("cub200", benchmark, source, outputs, run_sets(outputs), searches(outputs))
+    setting = Composition("cub200", PROTOCOL, 128, 4, 2, 3)
+    return setting_page("cub200", setting, source, outputs, run_sets(outputs), searches(outputs))
 
 
 @pytest.fixture
 def outputs(tmp_path):
     losses = ("triplet", "contrastive", "arcface")
-    write_study(tmp_path, PROTOCOL, losses=losses, benchmarks=("cub200",), trials=3, runs=2, epochs=1, figures=False)
+    write_study(tmp_path, PROTOCOL, losses=losses, settings=("cub200",), trials=3, runs=2, epochs=1, figures=False)
     return tmp_path
 
 
@@ -106,7 +106,15 @@ def test_what_keeps_losses_from_being_compared_is_said(outputs):
 def test_sources_of_hyperparameters_are_stored_apart(outputs):
     for loss, level in (("triplet", 0.3), ("arcface", 0.4)):
         write_run(
-            outputs, PROTOCOL, "cub200", loss, 0, np.random.default_rng(0), level, source="paper", setting="22222222"
+            outputs,
+            PROTOCOL,
+            "cub200",
+            loss,
+            0,
+            np.random.default_rng(0),
+            level,
+            source="paper",
+            digest="22222222",
         )
     compare(page(outputs), outputs)
     compare(page(outputs, "paper"), outputs)
@@ -161,10 +169,10 @@ def test_a_spread_is_split_by_hand(tmp_path):
 def test_one_run_has_no_spread_and_two_searches_have_one_between_them(tmp_path):
     random = np.random.default_rng(0)
     write_run(tmp_path, PROTOCOL, "cub200", "triplet", 0, random, 0.3)
-    for study, setting, trials in (("search", "aaaaaaaa", 3), ("second", "bbbbbbbb", 5)):
-        best = write_search(tmp_path, PROTOCOL, "cub200", "arcface", random, 0.3, trials, study=study)
+    for name, identity, trials in (("search", "aaaaaaaa", 3), ("second", "bbbbbbbb", 5)):
+        best = write_search(tmp_path, PROTOCOL, "cub200", "arcface", random, 0.3, trials, name=name)
         for run in range(2):
-            write_run(tmp_path, PROTOCOL, "cub200", "arcface", run, random, 0.3, setting=setting, parameters=best)
+            write_run(tmp_path, PROTOCOL, "cub200", "arcface", run, random, 0.3, digest=identity, parameters=best)
     own = {spread.loss: spread for spread in spreads(page(tmp_path), tmp_path, run_sets(tmp_path), searches(tmp_path))}
     assert own["Triplet"].run is None
     assert "2 runs and 2 folds at least" in own["Triplet"].lacking

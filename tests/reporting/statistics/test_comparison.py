@@ -9,7 +9,7 @@ from mlrc_lightning.reporting.statistics import QueryResults, holm, paired_compa
 from mlrc_lightning.reporting.statistics.comparison import REPLICATES, _class_counts, _run_replicates
 
 
-def benchmark(runs=(4, 3), sizes=(3, 1, 5, 2, 4, 2), shift=0.05, seed=0):
+def two_losses(runs=(4, 3), sizes=(3, 1, 5, 2, 4, 2), shift=0.05, seed=0):
     """Losses with run, class and query effects; labels out of order, with gaps between them."""
     generator = np.random.default_rng(seed)
     labels = generator.permutation(np.repeat(10 * np.arange(len(sizes)), sizes))
@@ -46,7 +46,7 @@ def run_by_class(loss, classes):
 
 @pytest.mark.parametrize("runs", [(4, 3), (10, 10), (2, 2)])
 def test_bootstrap_equals_explicit_resampling_of_queries_with_the_same_draws(runs):
-    a, b = benchmark(runs)
+    a, b = two_losses(runs)
     replicates = 199
     result = paired_comparison(a, b, replicates=replicates, seed=5)
 
@@ -128,7 +128,7 @@ def test_the_effect_sizes_error_is_that_of_the_delta_method():
 
 
 def test_interval_excludes_zero_exactly_where_p_is_at_most_5_per_cent():
-    results = [paired_comparison(*benchmark(seed=seed, shift=0.08), replicates=199) for seed in range(40)]
+    results = [paired_comparison(*two_losses(seed=seed, shift=0.08), replicates=199) for seed in range(40)]
     excluded = [result.low > 0 or result.high < 0 for result in results]
     assert excluded == [result.p_value <= 0.05 for result in results]
     assert any(excluded)
@@ -136,7 +136,7 @@ def test_interval_excludes_zero_exactly_where_p_is_at_most_5_per_cent():
 
 
 def test_exchanging_the_losses_turns_the_sign():
-    a, b = benchmark()
+    a, b = two_losses()
     forth, back = paired_comparison(a, b), paired_comparison(b, a)
     assert back.effect == pytest.approx(-forth.effect)
     assert back.standard_error == pytest.approx(forth.standard_error)
@@ -145,7 +145,7 @@ def test_exchanging_the_losses_turns_the_sign():
 
 
 def test_names_of_classes_and_scale_of_scores_change_nothing():
-    a, b = benchmark()
+    a, b = two_losses()
     renamed = [replace(loss, labels=3 * loss.labels + 1) for loss in (a, b)]
     assert paired_comparison(*renamed) == paired_comparison(a, b)
     halved = paired_comparison(*(replace(loss, scores=loss.scores / 2) for loss in (a, b)))
@@ -155,7 +155,7 @@ def test_names_of_classes_and_scale_of_scores_change_nothing():
 
 
 def test_a_loss_does_not_differ_from_itself():
-    a, _ = benchmark()
+    a, _ = two_losses()
     result = paired_comparison(a, replace(a, loss="copy"))
     assert (result.effect, result.p_value) == (0, 1)
     constant = replace(a, scores=np.full_like(a.scores, 0.3))
@@ -164,7 +164,7 @@ def test_a_loss_does_not_differ_from_itself():
 
 
 def test_a_difference_without_any_spread_is_certain():
-    a, _ = benchmark()
+    a, _ = two_losses()
     low, high = (replace(a, loss=name, scores=np.full_like(a.scores, s)) for name, s in (("low", 0.25), ("high", 0.5)))
     result = paired_comparison(low, high, replicates=99)
     assert (result.low, result.high, result.p_value) == (-0.25, -0.25, 0.01)
@@ -186,13 +186,13 @@ def test_runs_that_differ_by_class_alone_leave_the_classes_error():
 
 @pytest.mark.parametrize("runs", [(1, 10), (10, 1), (1, 1)])
 def test_one_run_has_an_effect_but_no_interval(runs):
-    result = paired_comparison(*benchmark(runs))
+    result = paired_comparison(*two_losses(runs))
     assert math.isfinite(result.effect)
     assert (result.low, result.high, result.p_value, result.standard_error, result.effect_size) == (None,) * 5
 
 
 def test_one_class_has_an_effect_but_no_interval():
-    result = paired_comparison(*benchmark(sizes=(5,)))
+    result = paired_comparison(*two_losses(sizes=(5,)))
     assert math.isfinite(result.effect)
     assert (result.low, result.p_value, result.num_classes) == (None, None, 1)
 
@@ -200,23 +200,23 @@ def test_one_class_has_an_effect_but_no_interval():
 @pytest.mark.parametrize("sizes", [(3, 2), (3, 2, 4)])
 def test_two_or_three_classes_have_a_standard_error_but_no_interval(sizes):
     # one draw in two, or in nine, repeats a single class: more than one in twenty
-    result = paired_comparison(*benchmark(sizes=sizes))
+    result = paired_comparison(*two_losses(sizes=sizes))
     assert result.standard_error > 0
     assert math.isfinite(result.effect_size)
     assert (result.low, result.high, result.p_value, result.effect_size_low) == (None,) * 4
-    row = pairwise(benchmark(sizes=sizes))[0]
+    row = pairwise(two_losses(sizes=sizes))[0]
     assert (row.p_adjusted, row.different) == (None, None)
 
 
 def test_four_classes_have_an_interval():
     # one draw in 64
-    result = paired_comparison(*benchmark(sizes=(3, 2, 4, 3)))
+    result = paired_comparison(*two_losses(sizes=(3, 2, 4, 3)))
     assert -10 < result.low < result.effect < result.high < 10
     assert 0 < result.p_value < 1
 
 
 def test_different_queries_are_refused_with_how_many_are_common():
-    a, b = benchmark()
+    a, b = two_losses()
     with pytest.raises(RecordError, match=r"different queries \(17 and 16, 16 in common\)"):
         paired_comparison(a, QueryResults("b", b.scores[:, 1:], b.labels[1:], b.index[1:]))
     with pytest.raises(RecordError, match="16 in common"):
@@ -226,7 +226,7 @@ def test_different_queries_are_refused_with_how_many_are_common():
 
 
 def test_pairwise_is_every_pair_by_itself_with_holms_p_values():
-    losses = benchmark(runs=(4, 3, 1, 5), shift=0.15)
+    losses = two_losses(runs=(4, 3, 1, 5), shift=0.15)
     rows = pairwise(losses, replicates=999, seed=2)
     names = [(row.comparison.loss_a, row.comparison.loss_b) for row in rows]
     assert names == [(f"loss {i}", f"loss {j}") for i, j in [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]]
@@ -250,7 +250,7 @@ def test_pairwise_is_every_pair_by_itself_with_holms_p_values():
 
 
 def test_pairwise_needs_names_that_differ_and_takes_a_single_loss():
-    a, _ = benchmark()
+    a, _ = two_losses()
     with pytest.raises(RecordError, match="Every loss of a table once"):
         pairwise([a, a])
     assert pairwise([a]) == []

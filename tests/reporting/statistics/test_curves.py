@@ -31,14 +31,14 @@ def test_band_says_nothing_where_no_search_has_a_value():
 def test_the_papers_curves_are_there_rise_and_end_at_their_best():
     searches = {(row["setting"], row["loss"]) for row in rows("original_searches.csv")}
     assert len(searches) == 53
-    for benchmark, loss in searches:
-        curve = paper_curve(benchmark, loss)
+    for setting, loss in searches:
+        curve = paper_curve(setting, loss)
         assert curve.shape == (50,)
         assert (np.diff(curve) >= 0).all()
         values = [
             float(row["best_so_far_val_map_at_r"])
             for row in rows("original_searches.csv")
-            if (row["setting"], row["loss"]) == (benchmark, loss)
+            if (row["setting"], row["loss"]) == (setting, loss)
         ]
         assert curve[-1] == max(values)
     assert paper_curve("cub200", "FastAP") is None

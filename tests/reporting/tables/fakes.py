@@ -12,7 +12,7 @@ from tests.made import METRICS, accuracies
 __all__ = ["METRICS", "accuracies"]  # for the tests of tables
 
 PER_QUERY = ("correct_at_1", "r_precision", "average_precision_at_r")
-PROTOCOL, BENCHMARK = "mlrc-fake-00000000", "cub200"
+PROTOCOL, SETTING = "mlrc-fake-00000000", "cub200"
 
 
 def settings(loss, parameters=None, pretrained=True, num_folds=4):
@@ -29,12 +29,12 @@ def settings(loss, parameters=None, pretrained=True, num_folds=4):
 
 
 def write_run(
-    outputs, loss, number, separated=None, concatenated=None, *, source="search", setting_id="11111111", failure=None,
-    parameters=None, baselines=None, protocol=PROTOCOL, benchmark=BENCHMARK, fingerprint="f0", started="2026-01-01",
+    outputs, loss, number, separated=None, concatenated=None, *, source="search", digest="11111111", failure=None,
+    parameters=None, baselines=None, protocol=PROTOCOL, setting=SETTING, fingerprint="f0", started="2026-01-01",
     with_queries=False, pretrained=True, epochs=1, num_folds=4,
 ):  # fmt: skip
     """Writes one run of `num_folds` folds (or none, with baselines) and its weights; returns its folder."""
-    folder = outputs / protocol / benchmark / loss / "reproduce" / f"{source}-{setting_id}" / str(number)
+    folder = outputs / protocol / setting / loss / "reproduce" / f"{source}-{digest}" / str(number)
     folder.mkdir(parents=True)
     folds = []
     if baselines is None:
@@ -48,7 +48,7 @@ def write_run(
     if failure is None:
         test = made.evaluation(separated=separated or {}, concatenated=concatenated, baselines=baselines or {})
     record = made.trial(
-        failure=failure, protocol=protocol, benchmark=benchmark, loss=loss, seed=number,
+        failure=failure, protocol=protocol, setting=setting, loss=loss, seed=number,
         settings=settings(loss, parameters, pretrained, num_folds),
         dataset={"name": "cub200", "num_classes": 200, "trainval_fingerprint": fingerprint},
         folds=tuple(folds), test=test, environment=made.environment(), started_at=started,
@@ -84,8 +84,8 @@ def write_ledger(folder, max_trials, trials, finished=None, space=None):
     return folder
 
 
-def write_search(outputs, loss, max_trials, trials, finished=None, *, protocol=PROTOCOL, benchmark=BENCHMARK, **more):
-    return write_ledger(outputs / protocol / benchmark / loss / "search", max_trials, trials, finished, **more)
+def write_search(outputs, loss, max_trials, trials, finished=None, *, protocol=PROTOCOL, setting=SETTING, **more):
+    return write_ledger(outputs / protocol / setting / loss / "search", max_trials, trials, finished, **more)
 
 
 def signature(space):

@@ -9,10 +9,10 @@ import pytest
 
 from mlrc_lightning.__main__ import main
 from mlrc_lightning.errors import RecordError
-from mlrc_lightning.reporting.tables.benchmark import benchmark_page
 from mlrc_lightning.reporting.tables.make import replace_block, write_page
 from mlrc_lightning.reporting.tables.manifest import QUERIES_FILE, verify
 from mlrc_lightning.reporting.tables.render import RENDERERS
+from mlrc_lightning.reporting.tables.setting import setting_page
 from mlrc_lightning.results import queries
 from mlrc_lightning.results.runs import run_sets
 from mlrc_lightning.results.searches import searches
@@ -39,10 +39,10 @@ def outputs(tmp_path):
 
 
 def write(outputs):
-    benchmark = Composition("cub200", fakes.PROTOCOL, 128, 4, 2, 2)
+    setting = Composition("cub200", fakes.PROTOCOL, 128, 4, 2, 2)
     found = searches(outputs)
     sets = run_sets(outputs)
-    page = benchmark_page("cub200", benchmark, "search", outputs, sets, found)
+    page = setting_page("cub200", setting, "search", outputs, sets, found)
     write_page(page, outputs, list(RENDERERS), sets, found)
     return outputs / "tables" / "cub200.manifest.json"
 

@@ -12,8 +12,8 @@ from mlrc_lightning.reporting.tables.cells import (  # fmt: skip
     Missing,
     Number,
     Page,
+    Provenance,
     Row,
-    Source,
     Table,
     Text,
     difference,
@@ -27,7 +27,7 @@ COLUMNS = (
 )  # fmt: skip
 ROWS = (
     # 0.67554999 rounds down and 0.675551 up
-    Row("a", "A & B", (Accuracy(0.67554999, 0.0012345, 3, Source("separated/a/p", ("r/0",), "f")),
+    Row("a", "A & B", (Accuracy(0.67554999, 0.0012345, 3, Provenance("separated/a/p", ("r/0",), "f")),
                        Accuracy(0.6813, 0.0031), Difference(-0.58), Text("3"))),
     Row("c", "C_1 | <d>", (Accuracy(0.675551, None, 1), Accuracy(0.6713, 0.001), Difference(0.43), Text("1 of 3"))),
     Row("e", "E", (Missing("no search yet"), Accuracy(0.6813, None), Missing("no search yet"), Text("no search yet"))),
@@ -170,14 +170,14 @@ def test_latex_compiles_without_overfull_lines_of_text(tmp_path):
     compiler = shutil.which("pdflatex") or shutil.which("tectonic")
     if compiler is None:
         pytest.skip("no pdflatex, no tectonic: apt-get install texlive-latex-base texlive-latex-recommended")
-    from mlrc_lightning.reporting.tables.benchmark import benchmark_page
     from mlrc_lightning.reporting.tables.cited import reported_page, toy_page
     from mlrc_lightning.reporting.tables.hyperparameters import hyperparameters_page
+    from mlrc_lightning.reporting.tables.setting import setting_page
     from mlrc_lightning.settings.composition import Composition
 
-    benchmark = Composition("cub200", "mlrc-bn_inception-00000000", 128, 4, 10, 50)
+    setting = Composition("cub200", "mlrc-bn_inception-00000000", 128, 4, 10, 50)
     keys = _parameter_keys()
-    pages = [PAGE, reported_page(), toy_page(), benchmark_page("cub200", benchmark, "search", tmp_path, [], []),
+    pages = [PAGE, reported_page(), toy_page(), setting_page("cub200", setting, "search", tmp_path, [], []),
              hyperparameters_page("mlrc-x", tmp_path, [], keys, 50)]  # fmt: skip
     for page in pages:
         (tmp_path / f"{page.name}.tex").write_text(RENDERERS["tex"](page), encoding="utf-8")

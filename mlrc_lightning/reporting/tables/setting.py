@@ -1,4 +1,4 @@
-"""The table of one benchmark: every loss's reproductions beside the paper's cell, and what is still missing."""
+"""The table of one setting: every loss's reproductions beside the paper's cell, and what is still missing."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from mlrc_lightning.reporting.tables.cells import (
     Column,
     Missing,
     Page,
+    Provenance,
     Row,
-    Source,
     Table,
     Text,
     difference,
@@ -26,7 +26,7 @@ from mlrc_lightning.reporting.tables.cells import (
 )
 from mlrc_lightning.results.choice import Choice, furthest
 from mlrc_lightning.results.records import TrialRecord
-from mlrc_lightning.results.runs import UNFINISHED, UNTRAINED, Run, RunSet, has_setting
+from mlrc_lightning.results.runs import UNFINISHED, UNTRAINED, Run, RunSet, has_best_hyperparameters
 from mlrc_lightning.results.searches import SearchResult
 from mlrc_lightning.settings.composition import Composition
 from mlrc_lightning.settings.types import FROZEN_PROXY
@@ -39,19 +39,19 @@ SOURCES = {
 """Where the hyperparameters of a table's runs come from; one table has one of them."""
 
 
-def benchmark_page(
+def setting_page(
     name: str,
-    benchmark: Composition,
+    composition: Composition,
     source: str,
     outputs: Path,
     sets: Sequence[RunSet],
     searches: Sequence[SearchResult],
 ) -> Page:
-    """Returns the table of a benchmark from all results that were found.
+    """Returns the table of a setting from all results that were found.
 
     Args:
         name: Of the table.
-        benchmark: Of the table.
+        composition: What the table is of, and what it asks for.
         source: One of `SOURCES`.
         outputs: Where the results lie, whose names are given relative to it.
         sets: All sets of runs under `outputs`.
@@ -62,22 +62,22 @@ def benchmark_page(
     """
     if source not in SOURCES:
         raise ConfigError(f"--source {source}: expected one of {', '.join(SOURCES)}.")
-    here = [run_set for run_set in sets if run_set.benchmark == benchmark.benchmark]
-    own = [run_set for run_set in here if run_set.protocol == benchmark.protocol]
-    choice = Choice(benchmark.protocol, benchmark.benchmark, source, sets, searches)
-    content = _Content(benchmark, choice, outputs)
+    here = [run_set for run_set in sets if run_set.setting == composition.setting]
+    own = [run_set for run_set in here if run_set.protocol == composition.protocol]
+    choice = Choice(composition.protocol, composition.setting, source, sets, searches)
+    content = _Content(composition, choice, outputs)
     rows = [content.baseline_row(row) for row in BASELINES]
     for loss in LOSSES:
         if loss.is_of_the_paper or loss.name in choice.searches or choice.of(loss.name) is not None:
             rows.append(content.loss_row(loss))
-    paper = _paper_cells(benchmark.paper_setting)
-    tables = tuple(_table(embedding, benchmark, rows, paper) for embedding in EMBEDDINGS)
-    notes = [*_about(benchmark, source, paper), *content.notes, *_others(benchmark, source, own, here, searches)]
+    paper = _paper_cells(composition.paper_setting)
+    tables = tuple(_table(embedding, composition, rows, paper) for embedding in EMBEDDINGS)
+    notes = [*_about(composition, source, paper), *content.notes, *_others(composition, source, own, here, searches)]
     folders = tuple(
         str(choice.searches[loss.name].folder.relative_to(outputs)) for loss in LOSSES if loss.name in choice.searches
     )
-    arguments = {"protocol": benchmark.protocol, "benchmark": benchmark.benchmark, "source": source}
-    return Page(name, f"{benchmark.benchmark} ({benchmark.protocol})", tables, tuple(notes), arguments, folders)
+    arguments = {"protocol": composition.protocol, "setting": composition.setting, "source": source}
+    return Page(name, f"{composition.setting} ({composition.protocol})", tables, tuple(notes), arguments, folders)
 
 
 @dataclass(frozen=True)
@@ -94,15 +94,15 @@ class _RowContent:
 class _Content:
     """Fills each row with the runs that count, and says what is lacking."""
 
-    def __init__(self, benchmark: Composition, choice: Choice, outputs: Path) -> None:
-        self.benchmark = benchmark
+    def __init__(self, composition: Composition, choice: Choice, outputs: Path) -> None:
+        self.composition = composition
         self.choice = choice
         self.source = choice.source
         self.outputs = outputs
         self.notes: list[str] = []
 
     def loss_row(self, loss: LossRow) -> _RowContent:
-        """Returns the row of a loss, of the one setting that counts."""
+        """Returns the row of a loss, of the one set of runs that counts."""
         chosen, search = self.choice.of(loss.name), self.choice.searches.get(loss.name)
         standing = self._standing(chosen, search)
         cells: dict[tuple[str, str], Cell] = {}
@@ -155,7 +155,7 @@ class _Content:
             assert outcome.test is not None
             return Missing("; ".join(outcome.test.notes) or "not measured by these runs")
         interval = t_interval(values)
-        return Accuracy(interval.mean, interval.half_width, interval.n, Source(key, tuple(used), field))
+        return Accuracy(interval.mean, interval.half_width, interval.n, Provenance(key, tuple(used), field))
 
     def _standing(self, chosen: RunSet | None, search: SearchResult | None) -> str:
         """Returns how far a loss is: runs, or what has to come before them."""
@@ -165,7 +165,7 @@ class _Content:
             return "no run yet"
         if search is None:
             return "no search yet"
-        wanted = search.trials_wanted(self.benchmark.max_trials)
+        wanted = search.trials_wanted(self.composition.max_trials)
         failed = f", {search.num_failed} failed" if search.num_failed else ""
         if search.finished is None or search.max_trials < wanted:
             return f"search: {search.num_done} of {wanted} trials{failed}"
@@ -174,13 +174,13 @@ class _Content:
         return f"search finished{failed}; no run yet"
 
     def _standing_of_runs(self, chosen: RunSet) -> str:
-        planned = max(self.benchmark.num_runs, len(chosen.runs))
+        planned = max(self.composition.num_runs, len(chosen.runs))
         done = len(chosen.complete)
         parts = [str(done) if done == planned else f"{done} of {planned}"]
         if chosen.failed:
             parts.append(f"{len(chosen.failed)} failed")
         parts += [
-            f"run {run.number}: {run.num_finished_folds} of {self.benchmark.num_folds} folds"
+            f"run {run.number}: {run.num_finished_folds} of {self.composition.num_folds} folds"
             for run in chosen.runs
             if run.state == UNFINISHED
         ]
@@ -194,11 +194,11 @@ class _Content:
             names = ", ".join(run_set.folder.name for run_set in others)
             self.notes.append(f"{loss.title}: runs of {chosen.folder.name}; there are others of {names}.")
         if self.source == "search" and search is not None and search.best is not None:
-            if has_setting(chosen, search) is False:
+            if has_best_hyperparameters(chosen, search) is False:
                 self.notes.append(
                     f"{loss.title}: the runs are not of trial {search.best.index}, which is the search's best now."
                 )
-            wanted = search.trials_wanted(self.benchmark.max_trials)
+            wanted = search.trials_wanted(self.composition.max_trials)
             if search.num_done < wanted:
                 self.notes.append(f"{loss.title}: the best of {search.num_done} of {wanted} trials.")
         for run in chosen.failed:
@@ -227,7 +227,7 @@ def _is_constant(cell: Cell) -> TypeGuard[Accuracy]:
 
 
 def _paper_cells(setting: str | None) -> dict[tuple[str, str, str], Accuracy]:
-    """Returns the paper's cells of a benchmark by embedding, title of the row, and metric."""
+    """Returns the paper's cells of a setting by embedding, title of the row, and metric."""
     cells = {}
     for row in reference_rows("paper_tables.csv"):
         name = row["dataset"] if row["batch_size"] == "32" else f"{row['dataset']}_batch{row['batch_size']}"
@@ -239,9 +239,12 @@ def _paper_cells(setting: str | None) -> dict[tuple[str, str, str], Accuracy]:
 
 
 def _table(
-    embedding: str, benchmark: Composition, rows: Sequence[_RowContent], paper: Mapping[tuple[str, str, str], Accuracy]
+    embedding: str,
+    composition: Composition,
+    rows: Sequence[_RowContent],
+    paper: Mapping[tuple[str, str, str], Accuracy],
 ) -> Table:
-    size = benchmark.embedding_size * (benchmark.num_folds if embedding == "concatenated" else 1)
+    size = composition.embedding_size * (composition.num_folds if embedding == "concatenated" else 1)
     columns: list[Column] = []
     for title in METRICS.values():
         columns.append(Column("", title, "ours"))
@@ -268,22 +271,26 @@ def _lacking(cell: Cell) -> str:
     return cell.lacking if isinstance(cell, Missing) else "not in the paper"
 
 
-def _about(benchmark: Composition, source: str, paper: Mapping[Any, Any]) -> list[str]:
+def _about(composition: Composition, source: str, paper: Mapping[Any, Any]) -> list[str]:
     notes = [
         "Per cent on the test classes: mean over training runs ± half width of its 95 % t-interval; none for fewer than"
         f" two runs. Hyperparameters: {SOURCES[source]}. Best of a column in bold."
     ]
-    if f"-{FROZEN_PROXY}-" in benchmark.protocol:
+    if f"-{FROZEN_PROXY}-" in composition.protocol:
         notes.append("A proxy: the trunk is frozen, embedder and loss alone are trained. No result of the protocol.")
     if paper:
         notes.append("Δ: ours minus the paper's, in percentage points.")
-    elif benchmark.paper_setting is not None:
-        notes.append("The paper's table of this benchmark is not in any public source that was found.")
+    elif composition.paper_setting is not None:
+        notes.append("The paper's table of this setting is not in any public source that was found.")
     return notes
 
 
 def _others(
-    benchmark: Composition, source: str, own: Sequence[RunSet], here: Sequence[RunSet], searches: Sequence[SearchResult]
+    composition: Composition,
+    source: str,
+    own: Sequence[RunSet],
+    here: Sequence[RunSet],
+    searches: Sequence[SearchResult],
 ) -> list[str]:
     """Names the results that are not in this table."""
     notes = []
@@ -298,8 +305,8 @@ def _others(
             f"Not shown: {', '.join(unknown)}, which have no row in mlrc_lightning/reporting/tables/catalog.py."
         )
     found = {(run_set.protocol, run_set.loss) for run_set in here}
-    found |= {(search.protocol, search.loss) for search in searches if search.benchmark == benchmark.benchmark}
-    for protocol in sorted({protocol for protocol, _ in found} - {benchmark.protocol}):
+    found |= {(search.protocol, search.loss) for search in searches if search.setting == composition.setting}
+    for protocol in sorted({protocol for protocol, _ in found} - {composition.protocol}):
         losses = {loss for of, loss in found if of == protocol} - {UNTRAINED}
         notes.append(f"Not shown: another protocol, {protocol}, {_losses(losses)}: --protocol {protocol}.")
     return notes
@@ -314,23 +321,23 @@ def _count(number: int, word: str) -> str:
 
 
 def composition_of_results(
-    benchmark: str, protocol: str, sets: Sequence[RunSet], searches: Sequence[SearchResult], otherwise: Composition
+    setting: str, protocol: str, sets: Sequence[RunSet], searches: Sequence[SearchResult], otherwise: Composition
 ) -> Composition:
     """Returns what the results of a protocol say of themselves, for a table without a configuration of its own.
 
     Args:
-        benchmark: Of the results.
+        setting: Of the results.
         protocol: Of the results.
         sets: All sets of runs that were found.
         searches: All searches that were found.
         otherwise: Where the results say nothing, its values stand.
     """
-    own_sets = [entry for entry in sets if (entry.protocol, entry.benchmark) == (protocol, benchmark)]
-    own_searches = [entry for entry in searches if (entry.protocol, entry.benchmark) == (protocol, benchmark)]
+    own_sets = [entry for entry in sets if (entry.protocol, entry.setting) == (protocol, setting)]
+    own_searches = [entry for entry in searches if (entry.protocol, entry.setting) == (protocol, setting)]
     outcomes = (run.outcome for entry in own_sets for run in entry.runs)
     settings = next((outcome.settings for outcome in outcomes if outcome is not None), {})
     return Composition(
-        benchmark,
+        setting,
         protocol,
         int(settings.get("embedder", {}).get("embedding_size", otherwise.embedding_size)),
         int(settings.get("split", {}).get("num_folds", otherwise.num_folds)),

@@ -1,4 +1,4 @@
-"""A benchmark's table at every stage of a study; what it says is what is there."""
+"""A setting's table at every stage of a study; what it says is what is there."""
 
 import csv
 import io
@@ -9,10 +9,10 @@ from scipy import stats
 
 from mlrc_lightning.errors import ConfigError
 from mlrc_lightning.reference import rows as reference_rows
-from mlrc_lightning.reporting.tables.benchmark import benchmark_page
 from mlrc_lightning.reporting.tables.catalog import LOSSES
 from mlrc_lightning.reporting.tables.cells import Accuracy, Missing
 from mlrc_lightning.reporting.tables.render import RENDERERS
+from mlrc_lightning.reporting.tables.setting import setting_page
 from mlrc_lightning.results.runs import run_sets
 from mlrc_lightning.results.searches import searches
 from mlrc_lightning.settings.composition import Composition
@@ -22,9 +22,9 @@ METRIC_TITLES = {"precision_at_1": "P@1", "r_precision": "RP", "mean_average_pre
 
 
 def page(outputs, source="search", **changes):
-    values = {"benchmark": "cub200", "protocol": fakes.PROTOCOL, "embedding_size": 128, "num_folds": 4}
-    benchmark = Composition(**{**values, "num_runs": 3, "max_trials": 50, **changes})
-    return benchmark_page("cub200", benchmark, source, outputs, run_sets(outputs), searches(outputs))
+    values = {"setting": "cub200", "protocol": fakes.PROTOCOL, "embedding_size": 128, "num_folds": 4}
+    setting = Composition(**{**values, "num_runs": 3, "max_trials": 50, **changes})
+    return setting_page("cub200", setting, source, outputs, run_sets(outputs), searches(outputs))
 
 
 def row(made, name, table=0):
@@ -43,7 +43,7 @@ def ours(made, name, table=0):
 
 def rendered_paper_cells(outputs, setting, ending):
     """Reads (embedding, row, metric) -> "51.05 ± 0.31" out of a rendered table."""
-    made = page(outputs, benchmark=setting)
+    made = page(outputs, setting=setting)
     text = RENDERERS[ending](made)
     found = {}
     if ending == "csv":
@@ -101,7 +101,7 @@ def test_the_paper_s_tables_are_rendered_cell_by_cell_as_in_the_csv(tmp_path, se
     ],
 )
 def test_the_best_cells_are_those_that_the_paper_has_in_bold(tmp_path, setting, best):
-    made = page(tmp_path, benchmark=setting)
+    made = page(tmp_path, setting=setting)
     for table, names in zip(made.tables, best, strict=True):
         positions = [i for i, column in enumerate(table.columns) if column.role == "paper"]
         found = [[r.name for r in table.rows if getattr(r.cells[i], "is_best", False)] for i in positions]
@@ -238,7 +238,7 @@ def test_runs_of_the_search_s_best_setting_are_preferred_and_old_ones_called_so(
     made = page(tmp_path, max_trials=2)
     assert "ArcFace: the runs are not of trial 1, which is the search's best now." in made.notes
     new = fakes.accuracies(0.7, 0.3, 0.2)
-    fakes.write_run(tmp_path, "arcface", 0, new, setting_id="22222222", parameters={"margin": 2.0})
+    fakes.write_run(tmp_path, "arcface", 0, new, digest="22222222", parameters={"margin": 2.0})
     made = page(tmp_path, max_trials=2)
     assert ours(made, "arcface", table=1)[0][0].mean == 0.7
     assert ours(made, "arcface", table=1)[1] == "1 of 3"
@@ -288,7 +288,7 @@ def test_a_loss_without_a_row_is_named(tmp_path):
 
 
 def test_a_loss_of_one_s_own_is_one_row_where_it_has_results(tmp_path, monkeypatch):
-    from mlrc_lightning.reporting.tables import benchmark as module
+    from mlrc_lightning.reporting.tables import setting as module
     from mlrc_lightning.reporting.tables.catalog import LossRow
 
     monkeypatch.setattr(module, "LOSSES", (*LOSSES, LossRow("mine", "Mine", 2026, is_of_the_paper=False)))
@@ -300,8 +300,8 @@ def test_a_loss_of_one_s_own_is_one_row_where_it_has_results(tmp_path, monkeypat
     assert made.tables[1].rows[-1].cells[1] == Missing("not in the paper")
 
 
-def test_a_benchmark_that_the_paper_lacks_has_no_paper_columns(tmp_path):
-    made = page(tmp_path, benchmark="birds")
+def test_a_setting_that_the_paper_lacks_has_no_paper_columns(tmp_path):
+    made = page(tmp_path, setting="birds")
     assert {column.role for column in made.tables[0].columns} == {"ours", "runs"}
 
 

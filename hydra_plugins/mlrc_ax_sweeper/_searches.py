@@ -1,4 +1,4 @@
-"""Splits a sweep into studies: one search per combination of the overrides that `search_per` names."""
+"""Splits a sweep into searches: one per combination of the overrides that `search_per` names."""
 
 import itertools
 import logging
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Study:
+class Search:
     """One search of a sweep."""
 
     # the combination, e.g. "loss=arcface,dataset=cub200"; empty where the sweep is one search
@@ -32,7 +32,7 @@ class Study:
     overrides: tuple[Override, ...]
 
 
-def run_studies(
+def run_searches(
     config: DictConfig, hydra_context: HydraContext, task_function: TaskFunction, arguments: Sequence[str]
 ) -> None:
     """Run every search of the sweep; one that fails does not keep the others from running.
@@ -40,27 +40,27 @@ def run_studies(
     Raises:
         SweepError: Which searches failed and why; a single search raises its own exception.
     """
-    studies = split_studies(config, hydra_context, arguments)
-    failed: list[tuple[Study, Exception]] = []
-    for number, study in enumerate(studies, start=1):
-        if len(studies) > 1:
-            log.info("Search %d of %d: %s", number, len(studies), study.name)
+    searches = split_searches(config, hydra_context, arguments)
+    failed: list[tuple[Search, Exception]] = []
+    for number, search in enumerate(searches, start=1):
+        if len(searches) > 1:
+            log.info("Search %d of %d: %s", number, len(searches), search.name)
         try:
-            with _as_hydra_config(study.config):
-                problem = build_problem(study.config, study.overrides)
-                run_search(problem, study.config, hydra_context, task_function)
+            with _as_hydra_config(search.config):
+                problem = build_problem(search.config, search.overrides)
+                run_search(problem, search.config, hydra_context, task_function)
         except Exception as error:
-            if len(studies) == 1:
+            if len(searches) == 1:
                 raise
-            log.error("The search %s failed: %s: %s", study.name, type(error).__name__, error)
-            failed.append((study, error))
+            log.error("The search %s failed: %s: %s", search.name, type(error).__name__, error)
+            failed.append((search, error))
     if failed:
-        texts = "\n".join(f"  {study.name}: {error}" for study, error in failed)
-        raise SweepError(f"{len(failed)} of {len(studies)} searches failed:\n{texts}") from failed[0][1]
+        texts = "\n".join(f"  {search.name}: {error}" for search, error in failed)
+        raise SweepError(f"{len(failed)} of {len(searches)} searches failed:\n{texts}") from failed[0][1]
 
 
-def split_studies(config: DictConfig, hydra_context: HydraContext, arguments: Sequence[str]) -> list[Study]:
-    """The studies of a command line, each with a config of its own composition."""
+def split_searches(config: DictConfig, hydra_context: HydraContext, arguments: Sequence[str]) -> list[Search]:
+    """The searches of a command line, each with a config of its own composition."""
     parser = OverridesParser.create(config_loader=hydra_context.config_loader)
     overrides = parser.parse_overrides(list(arguments))
     settings = read_settings(config)
@@ -76,16 +76,16 @@ def split_studies(config: DictConfig, hydra_context: HydraContext, arguments: Se
                 f"`{override.key_or_group}`, so it takes a list of values, not an interval."
             )
     if not split:
-        return [Study("", config, tuple(overrides))]
+        return [Search("", config, tuple(overrides))]
 
     choices = [[f"{o.get_key_element()}={text}" for text in o.sweep_string_iterator()] for o in split]
-    studies = []
+    searches = []
     for combination in itertools.product(*choices):
         chosen = dict(zip((o.input_line for o in split), combination, strict=True))
         lines = [chosen.get(o.input_line, o.input_line) or "" for o in overrides]
-        study_config = _compose(config, hydra_context, lines)
-        studies.append(Study(",".join(combination), study_config, tuple(parser.parse_overrides(lines))))
-    return _with_own_directories(studies, config, hydra_context)
+        own = _compose(config, hydra_context, lines)
+        searches.append(Search(",".join(combination), own, tuple(parser.parse_overrides(lines))))
+    return _with_own_directories(searches, config, hydra_context)
 
 
 def _compose(
@@ -107,27 +107,27 @@ def _compose(
     return config
 
 
-def _with_own_directories(studies: list[Study], master: DictConfig, hydra_context: HydraContext) -> list[Study]:
-    """A directory a study: the app's own where it tells them apart, else one named by the combination."""
+def _with_own_directories(searches: list[Search], master: DictConfig, hydra_context: HydraContext) -> list[Search]:
+    """A directory a search: the app's own where it tells them apart, else one named by the combination."""
     directories = []
-    for study in studies:
-        with _as_hydra_config(study.config):
-            directories.append(Path(study.config.hydra.sweep.dir).absolute())
+    for search in searches:
+        with _as_hydra_config(search.config):
+            directories.append(Path(search.config.hydra.sweep.dir).absolute())
     if len(set(directories)) == len(directories):
-        return studies
+        return searches
     log.info("hydra.sweep.dir is the same for several searches; each gets a directory below it")
     moved = []
-    for study, directory in zip(studies, directories, strict=True):
-        own = to_override_text(str(directory / study.name.replace("/", "_")))
-        lines = [o.input_line or "" for o in study.overrides]
+    for search, directory in zip(searches, directories, strict=True):
+        own = to_override_text(str(directory / search.name.replace("/", "_")))
+        lines = [o.input_line or "" for o in search.overrides]
         config = _compose(master, hydra_context, lines, [f"hydra.sweep.dir={own}"])
-        moved.append(Study(study.name, config, study.overrides))
+        moved.append(Search(search.name, config, search.overrides))
     return moved
 
 
 @contextmanager
 def _as_hydra_config(config: DictConfig) -> Iterator[None]:
-    """Let `${hydra:...}` in the study's settings refer to the study."""
+    """Let `${hydra:...}` in the search's settings refer to the search."""
     instance = HydraConfig.instance()
     before = instance.cfg
     instance.set_config(config)
