@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mlrc_lightning.names import RECORD_FILE
 from mlrc_lightning.parallel.signals import end_on_stop_signals
 
 if __name__ == "__main__":
@@ -19,7 +20,6 @@ from omegaconf import DictConfig
 from mlrc_lightning.cli.errors import exit_if_usage_error, run, wants_traceback
 from mlrc_lightning.files import config_folder
 from mlrc_lightning.protocol.finished import finished_trial, objective_values
-from mlrc_lightning.results.records import RECORD_FILE
 from mlrc_lightning.settings.compose import prepare_hydra, trial_settings
 
 prepare_hydra()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mlrc_lightning.cli.errors import run
 from mlrc_lightning.errors import ConfigError
+from mlrc_lightning.names import EMBEDDINGS, MAP_AT_R, METRICS, RECORD_FILE, SEARCH
 from mlrc_lightning.reporting.figures import NAMES
 
 
@@ -33,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="evaluate the kept models of finished runs again")
     evaluate.add_argument("runs", nargs="+", type=Path, help="folders or record.json files of runs")
     evaluate.add_argument("--split", choices=("test", "val", "train"), default="test", help="classes to retrieve in")
-    evaluate.add_argument("--embedding", choices=("separated", "concatenated", "both"), default="both")
+    evaluate.add_argument("--embedding", choices=(*EMBEDDINGS, "both"), default="both")
     reproduce = commands.add_parser(
         "reproduce", help="train runs again from their records, and compare; or run experiment folders of the original"
     )
@@ -69,20 +70,20 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--outputs", type=Path, default=Path("outputs"), help="where results are")
     table.add_argument("--format", default="all", help="md, tex, csv, html, or all of them")
     table.add_argument("--protocol", help="whose runs; by default that of the configuration")
-    table.add_argument("--source", default="search", help="of the hyperparameters: search, paper or given")
+    table.add_argument("--source", default=SEARCH, help="of the hyperparameters: search, paper or given")
     table.add_argument("--into", type=Path, help="a text file whose block <!-- NAME table --> gets the table")
     compare = commands.add_parser("compare", help="test every two losses of a setting's table on the same queries")
     compare.add_argument("name", help="of the table")
     compare.add_argument("overrides", nargs="*", help="as for table")
     compare.add_argument("--outputs", type=Path, default=Path("outputs"), help="where results are")
     compare.add_argument("--protocol", help="whose runs; by default that of the configuration")
-    compare.add_argument("--source", default="search", help="of the hyperparameters: search, paper or given")
+    compare.add_argument("--source", default=SEARCH, help="of the hyperparameters: search, paper or given")
     compare.add_argument(
         "--metric",
-        choices=("precision_at_1", "r_precision", "mean_average_precision_at_r"),
-        default="mean_average_precision_at_r",
+        choices=tuple(METRICS),
+        default=MAP_AT_R,
     )
-    compare.add_argument("--embedding", choices=("separated", "concatenated"), help="by default what the runs have")
+    compare.add_argument("--embedding", choices=tuple(EMBEDDINGS), help="by default what the runs have")
     report = commands.add_parser("report", help="a static site of all results so far, in OUTPUTS/report")
     report.add_argument("--outputs", type=Path, default=Path("outputs"), help="where results are")
     verify = commands.add_parser("verify", help="compute every cell of a table again from the stored results")
@@ -248,7 +249,6 @@ def _evaluate(parsed: argparse.Namespace) -> None:
 def _reproduce(parsed: argparse.Namespace) -> None:
     """Runs what folders describe once more: records of ours, experiments of the original."""
     from mlrc_lightning.original.translate import is_original
-    from mlrc_lightning.results.records import RECORD_FILE
 
     overrides = [word for word in parsed.words if "=" in word and not Path(word).exists()]
     folders = [Path(word) for word in parsed.words if word not in overrides]
@@ -284,7 +284,6 @@ def _reproduce_original(folder: Path, overrides: list[str], only_print: bool) ->
         return
     from mlrc_lightning.original.run import reproduce
     from mlrc_lightning.reporting.tables.trial import render_trial
-    from mlrc_lightning.results.records import RECORD_FILE
 
     record, run_folder = reproduce(experiment)
     print(f"\n{render_trial(record)}\n\nRecord: {run_folder / RECORD_FILE}")

@@ -23,7 +23,8 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from mlrc_lightning.files import config_folder
-from mlrc_lightning.results.records import RECORD_FILE, TrialRecord, read_json
+from mlrc_lightning.names import RECORD_FILE
+from mlrc_lightning.results.records import TrialRecord, read_json
 from mlrc_lightning.settings.compose import trial_settings
 from mlrc_lightning.settings.resolvers import register_resolvers
 from tests.local_server import serve

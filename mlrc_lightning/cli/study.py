@@ -23,11 +23,12 @@ from typing import IO
 
 from mlrc_lightning.errors import ConfigError
 from mlrc_lightning.files import PACKAGE_FOLDER, config_folder
+from mlrc_lightning.names import SEARCH, UNTRAINED, parts_of_setting
 from mlrc_lightning.parallel.signals import STOP_SIGNALS, STOPPED, StopSignals
 from mlrc_lightning.reading import suggestion
 from mlrc_lightning.reporting.tables.catalog import LOSSES
-from mlrc_lightning.results.choice import SEARCH, furthest
-from mlrc_lightning.results.runs import UNTRAINED, RunSet, has_best_hyperparameters, missing_folds, run_sets
+from mlrc_lightning.results.choice import furthest
+from mlrc_lightning.results.runs import RunSet, has_best_hyperparameters, missing_folds, run_sets
 from mlrc_lightning.results.searches import SearchResult, searches
 from mlrc_lightning.settings.composition import Composition, compose, overrides_of
 
@@ -36,7 +37,6 @@ log = logging.getLogger(__name__)
 LOGS = "study"
 """Below `outputs`: what the commands print where several run side by side."""
 HYPERPARAMETERS = ("search", "paper")
-_UNNAMED_BATCH_SIZE = 32
 _LAUNCHERS = {"slurm": "mlrc_slurm", "local": "mlrc_local"}
 _POLL_SECONDS = 0.1
 
@@ -366,9 +366,8 @@ def _trials_of_a_grid(study: Study, loss: str, budget: int) -> int:
     from mlrc_lightning.settings.paper import search_space
 
     content = yaml.safe_load((config_folder() / "loss" / f"{loss}.yaml").read_text(encoding="utf-8"))
-    name, _, batch = study.composition().setting.rpartition("_batch")
-    setting, batch_size = (name, int(batch)) if name and batch.isdigit() else (batch, _UNNAMED_BATCH_SIZE)
-    has_bounds = search_space(content["paper_name"], setting, batch_size, content["parameter_names"] or {})
+    dataset, batch_size = parts_of_setting(study.composition().setting)
+    has_bounds = search_space(content["paper_name"], dataset, batch_size, content["parameter_names"] or {})
     own = content["search_space"] or {}
     if has_bounds or not own or any(entry["type"] != "choice" for entry in own.values()):
         return budget

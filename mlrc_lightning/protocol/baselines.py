@@ -17,6 +17,14 @@ from torch import Tensor, nn
 from mlrc_lightning.data.cache import CachedImages
 from mlrc_lightning.data.splits import FoldSplit, Indices
 from mlrc_lightning.files import now, read_plain_json, write_json
+from mlrc_lightning.names import (
+    QUERIES_FILE,
+    UNTRAINED_EMBEDDER,
+    UNTRAINED_EMBEDDER_CONCATENATED,
+    UNTRAINED_TRUNK,
+    UNTRAINED_TRUNK_PCA,
+    UNTRAINED_TRUNK_PCA_CONCATENATED,
+)
 from mlrc_lightning.parallel.collectives import of_rank_zero, rank
 from mlrc_lightning.parallel.signals import StopSignals
 from mlrc_lightning.protocol.build import TrialData, build_module, clustering_seed, trunk_key
@@ -28,18 +36,12 @@ from mlrc_lightning.protocol.embed import (
     mean_accuracies,
     raise_if_stopped,
 )
-from mlrc_lightning.results.queries import QUERIES_FILE, write_queries
+from mlrc_lightning.results.queries import write_queries
 from mlrc_lightning.results.records import Accuracies, EvaluationResult
 from mlrc_lightning.settings.types import TrialSettings
 from mlrc_lightning.training.datamodule import Pixels
 from mlrc_lightning.training.module import EmbeddingModule
 
-UNTRAINED_TRUNK = "untrained_trunk"
-UNTRAINED_TRUNK_PCA = "untrained_trunk_pca"
-UNTRAINED_EMBEDDER = "untrained_embedder"
-UNTRAINED_TRUNK_PCA_CONCATENATED = "untrained_trunk_pca_concatenated"
-"""By PCA to the width of the concatenated embedding: with `UNTRAINED_TRUNK_PCA` the paper's "Pretrained" row."""
-UNTRAINED_EMBEDDER_CONCATENATED = "untrained_embedder_concatenated"
 TRUNK_BASELINES = (UNTRAINED_TRUNK, UNTRAINED_TRUNK_PCA, UNTRAINED_TRUNK_PCA_CONCATENATED)
 
 

@@ -19,22 +19,20 @@ from mlrc_lightning.data.splits import Split
 from mlrc_lightning.errors import WeightsError
 from mlrc_lightning.files import now
 from mlrc_lightning.metrics import retrieval_metrics
+from mlrc_lightning.names import NEIGHBORS_FILE, PROJECTION_FILE, QUERIES_FILE
 from mlrc_lightning.parallel.collectives import rank
 from mlrc_lightning.parallel.signals import StopSignals
 from mlrc_lightning.protocol.baselines import _baselines
 from mlrc_lightning.protocol.build import TrialData, build_module
 from mlrc_lightning.protocol.embed import _embed, _Found, _result, _test
 from mlrc_lightning.protocol.figure_inputs import MIN_PROJECTED, store_neighbors, store_projection
-from mlrc_lightning.reporting.figures import NEIGHBORS_FILE, PROJECTION_FILE
-from mlrc_lightning.results.queries import QUERIES_FILE, write_queries
+from mlrc_lightning.results.queries import write_queries
 from mlrc_lightning.results.records import EvaluationResult, FoldResult
 from mlrc_lightning.settings.types import TrialSettings
 from mlrc_lightning.training.checkpoint import PARTS
 from mlrc_lightning.training.module import EmbeddingModule
 
 log = logging.getLogger(__name__)
-UNTRAINED = "untrained"
-"""The stage of runs without training, and the loss in their records."""
 
 
 def evaluate_on_test_classes(

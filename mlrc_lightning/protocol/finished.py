@@ -7,12 +7,11 @@ from pathlib import Path
 
 from mlrc_lightning.errors import RecordError
 from mlrc_lightning.files import as_json, only_writer, read_plain_json, remove_leftovers, write_json
+from mlrc_lightning.names import MAP_AT_R, RECORD_FILE, UNTRAINED
 from mlrc_lightning.reading import leaves
-from mlrc_lightning.results.records import RECORD_FILE, TrialRecord, read_json
-from mlrc_lightning.results.runs import UNTRAINED
+from mlrc_lightning.results.records import TrialRecord, read_json
 from mlrc_lightning.settings.identity import identity
 from mlrc_lightning.settings.types import TrialSettings
-from mlrc_lightning.training.selection import PRIMARY_METRIC
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +52,8 @@ def objective_values(record: TrialRecord) -> dict[str, list[float]]:
     """Returns what a search maximises: validation MAP@R, one value a fold; without training that of the test."""
     if not record.folds:
         assert record.test is not None
-        return {PRIMARY_METRIC: [record.test.separated[PRIMARY_METRIC]]}
-    return {PRIMARY_METRIC: [fold.val[PRIMARY_METRIC] for fold in record.folds]}
+        return {MAP_AT_R: [record.test.separated[MAP_AT_R]]}
+    return {MAP_AT_R: [fold.val[MAP_AT_R] for fold in record.folds]}
 
 
 def _claim(folder: Path, settings: TrialSettings) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from mlrc_lightning.data.splits import FoldSplit
 from mlrc_lightning.files import remove_leftovers, write_json
 from mlrc_lightning.models.folder import file_digest, model_files, write_model_folder
+from mlrc_lightning.names import FOLD_FILE, MAP_AT_R
 from mlrc_lightning.parallel.collectives import rank, wait_for_all
 from mlrc_lightning.parallel.signals import StopSignals
 from mlrc_lightning.protocol.baselines import untrained_trunk_accuracies
@@ -32,11 +33,9 @@ from mlrc_lightning.results.records import (
 from mlrc_lightning.settings.types import TrialSettings
 from mlrc_lightning.training.checkpoint import FoldCheckpoint, remove_resume_state
 from mlrc_lightning.training.progress import EpochLog, FoldProgress
-from mlrc_lightning.training.selection import PRIMARY_METRIC, UNTRAINED_EPOCH, Selection
+from mlrc_lightning.training.selection import UNTRAINED_EPOCH, Selection
 
 log = logging.getLogger(__name__)
-
-_FOLD_FILE = "fold.json"
 
 
 def _train_fold(settings: TrialSettings, fold: int, folder: Path, stop: StopSignals) -> None:
@@ -53,7 +52,7 @@ def _run_fold(settings: TrialSettings, data: TrialData, fold: int, folder: Path,
         remove_leftovers(fold_folder)
     done = _finished_fold(fold_folder, settings)
     if done is not None:
-        log.info("fold %d is finished already: val MAP@R %.4f", fold, done.val[PRIMARY_METRIC])
+        log.info("fold %d is finished already: val MAP@R %.4f", fold, done.val[MAP_AT_R])
         return done
     raise_if_stopped(stop, f"fold_{fold}, before its training")
     began = time.monotonic()
@@ -107,12 +106,12 @@ def _run_fold(settings: TrialSettings, data: TrialData, fold: int, folder: Path,
             )  # fmt: skip
     result = _fold_result(settings, data, split, checkpoint, kept, time.monotonic() - began, stop)
     if is_writer:
-        write_json(fold_folder / _FOLD_FILE, result)
+        write_json(fold_folder / FOLD_FILE, result)
     wait_for_all()  # until all have read the weights, and the next fold finds this one finished
     checkpoint.remove_resume_state()  # the last step: whatever is killed before it can be done again
     log.info(
         "fold %d: val MAP@R %.4f at epoch %d (%s, %.0f s)",
-        fold, result.val[PRIMARY_METRIC], result.selected_epoch, result.stopped_because, result.seconds,
+        fold, result.val[MAP_AT_R], result.selected_epoch, result.stopped_because, result.seconds,
     )  # fmt: skip
     return result
 
@@ -150,7 +149,7 @@ def _fold_result(
         val=selected.val,
         beats_untrained=None
         if untrained is None or untrained.val is None
-        else selected.val[PRIMARY_METRIC] > untrained.val[PRIMARY_METRIC],
+        else selected.val[MAP_AT_R] > untrained.val[MAP_AT_R],
         untrained_trunk_val=untrained_trunk_accuracies(settings, data, split) if wants_untrained_trunk else None,
         epochs=tuple(history),
         stopped_because="patience" if selection.should_stop(history[-1].epoch) else "last epoch",
@@ -168,9 +167,9 @@ def _frozen_weights(data: TrialData) -> dict[str, Path]:
 
 
 def _finished_fold(folder: Path, settings: TrialSettings) -> FoldResult | None:
-    if not (folder / _FOLD_FILE).exists():
+    if not (folder / FOLD_FILE).exists():
         return None
-    result = read_json(folder / _FOLD_FILE, FoldResult)
+    result = read_json(folder / FOLD_FILE, FoldResult)
     has_models = all((folder.parent / file).exists() for file in result.weights.values()) and bool(result.weights)
     # a fold that a search finished without keeping its model is trained again where the model is to be tested
     if not has_models and settings.opens_test_classes:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlrc_lightning.files import as_json, now, only_writer, write_json
+from mlrc_lightning.names import RECORD_FILE, UNTRAINED
 from mlrc_lightning.parallel.collectives import of_rank_zero
 from mlrc_lightning.parallel.folds import train_at_once
 from mlrc_lightning.parallel.ranks import rank_threads, remove_ranks_folder, run_ranks
@@ -20,18 +21,11 @@ from mlrc_lightning.protocol.build import (
     TrialData,
 )
 from mlrc_lightning.protocol.embed import mean_accuracies
-from mlrc_lightning.protocol.evaluation import UNTRAINED, evaluate_on_test_classes
+from mlrc_lightning.protocol.evaluation import evaluate_on_test_classes
 from mlrc_lightning.protocol.finished import finished_in
 from mlrc_lightning.protocol.fold import _finished_fold, _run_fold, _train_fold
 from mlrc_lightning.results.environment import environment
-from mlrc_lightning.results.records import (
-    RECORD_FILE,
-    SCHEMA_VERSION,
-    EvaluationResult,
-    FoldResult,
-    TrialRecord,
-    read_json,
-)
+from mlrc_lightning.results.records import SCHEMA_VERSION, EvaluationResult, FoldResult, TrialRecord, read_json
 from mlrc_lightning.settings.types import TrialSettings
 
 

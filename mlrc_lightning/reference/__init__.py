@@ -6,7 +6,9 @@ import csv
 from functools import cache
 from importlib import resources
 
-PAPER_SETTINGS = {"cub200": "CUB200", "cars196": "Cars196", "sop": "SOP", "cub200_batch256": "CUB200, batch 256"}
+PAPER_DATASETS = {"cub200": "CUB200", "cars196": "Cars196", "sop": "SOP"}
+"""Titles of the paper's three datasets."""
+PAPER_SETTINGS = {**PAPER_DATASETS, "cub200_batch256": "CUB200, batch 256"}
 """Titles of the paper's four settings by their names in folders and files."""
 
 

@@ -10,8 +10,6 @@ from pathlib import Path
 
 from mlrc_lightning.errors import RecordError
 
-PAIRWISE_FILE = "pairwise_tests.csv"
-
 
 @dataclass(frozen=True)
 class Pair:

@@ -7,12 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
+from mlrc_lightning.names import SEARCH, UNTRAINED
 from mlrc_lightning.results.records import TrialRecord
-from mlrc_lightning.results.runs import UNTRAINED, Run, RunSet, has_best_hyperparameters
+from mlrc_lightning.results.runs import Run, RunSet, has_best_hyperparameters
 from mlrc_lightning.results.searches import SearchResult
-
-SEARCH = "search"
-"""Name of the search of a loss whose best trial counts."""
 
 
 class Choice:

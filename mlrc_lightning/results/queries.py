@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from mlrc_lightning.errors import RecordError
 from mlrc_lightning.files import write_bytes
+from mlrc_lightning.names import PER_QUERY
 from mlrc_lightning.results.records import Accuracies
 
-QUERIES_FILE = "queries_test.npz"
 _CONCATENATED = "concatenated_"
 
 
@@ -37,11 +37,7 @@ class QueryAccuracies:
 
     def means(self) -> list[Accuracies]:
         """Returns the mean over queries, one for each row, summed in float64."""
-        columns: dict[str, NDArray[Any]] = {
-            "precision_at_1": self.correct_at_1,
-            "r_precision": self.r_precision,
-            "mean_average_precision_at_r": self.average_precision_at_r,
-        }
+        columns: dict[str, NDArray[Any]] = {name: getattr(self, key) for name, key in PER_QUERY.items()}
         means = {name: np.atleast_2d(values).mean(axis=1, dtype=np.float64) for name, values in columns.items()}
         return [
             {name: float(values[row]) for name, values in means.items()} for row in range(len(means["r_precision"]))

@@ -11,13 +11,12 @@ from typing import Any, TypeVar
 
 from mlrc_lightning.errors import ConfigError, RecordError
 from mlrc_lightning.files import as_json, read_plain_json
+from mlrc_lightning.names import EVALUATIONS_FILE, RECORD_FILE
 from mlrc_lightning.reading import read
 
 T = TypeVar("T")
 
 SCHEMA_VERSION = 1
-RECORD_FILE = "record.json"
-EVALUATIONS_FILE = "evaluations.jsonl"
 """Of a run's folder: every later use of one of its splits, a line each."""
 Accuracies = dict[str, float]
 """precision_at_1, r_precision, mean_average_precision_at_r, as fractions in [0, 1]; on request NMI and AMI."""

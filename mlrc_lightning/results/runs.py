@@ -14,13 +14,12 @@ from typing import Any
 
 from mlrc_lightning.errors import ConfigError, RecordError
 from mlrc_lightning.files import read_plain_json
+from mlrc_lightning.names import FOLD_FILE, RECORD_FILE
 from mlrc_lightning.reading import read
-from mlrc_lightning.results.records import RECORD_FILE, SCHEMA_VERSION, TrialRecord, read_json
+from mlrc_lightning.results.records import SCHEMA_VERSION, TrialRecord, read_json
 from mlrc_lightning.results.searches import SearchResult, search_state
 from mlrc_sweeper import LEDGER_NAME
 
-UNTRAINED = "untrained"
-"""The loss of runs without training."""
 COMPLETE, FAILED, UNFINISHED, ABSENT = "complete", "failed", "unfinished", "absent"
 
 
@@ -66,7 +65,7 @@ class Run:
     @property
     def num_finished_folds(self) -> int:
         """Folds that need not be trained again."""
-        return len(list(self.folder.glob("fold_*/fold.json")))
+        return len(list(self.folder.glob(f"fold_*/{FOLD_FILE}")))
 
     def _checked(self, record: TrialRecord) -> TrialRecord:
         found = (record.protocol, record.setting, record.loss)

@@ -13,6 +13,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from mlrc_lightning.files import config_folder
+from mlrc_lightning.names import UNTRAINED
 from mlrc_lightning.settings.plain import _resolved
 
 PROTOCOL = "mlrc"
@@ -49,7 +50,7 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     where hyperparameters come from: their values count, and are among the loss's. Without training the loss does not.
     """
     values = {key: value for key, value in settings.items() if key not in (*_NOT_OF_THE_TRIAL, *_OPTIONS)}
-    if settings["stage"] == "untrained":
+    if settings["stage"] == UNTRAINED:
         del values["loss"]
     dataset = {key: value for key, value in values["dataset"].items() if key not in _PLACES}
     dataset["images"] = {key: value for key, value in dataset["images"].items() if key not in _PLACES}

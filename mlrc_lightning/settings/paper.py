@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 from mlrc_lightning.errors import ConfigError
+from mlrc_lightning.names import setting_name
 from mlrc_lightning.reading import suggestion
 from mlrc_lightning.reference import rows
 
@@ -15,7 +16,6 @@ FULL_PRECISION = "paper, full precision"
 """Every value has the six digits of the original's plots."""
 AS_PRINTED = "paper, as printed"
 """Some value is the truncated one of the paper's page."""
-_BATCH_SIZE_OF_THE_DATASETS = 32
 _NOT_APPLICABLE = "N/A"
 
 
@@ -48,7 +48,7 @@ def published_optimum(
     Raises:
         ConfigError: The paper has no such search; the message names those it has.
     """
-    name = setting if batch_size == _BATCH_SIZE_OF_THE_DATASETS else f"{setting}_batch{batch_size}"
+    name = setting_name(setting, batch_size)
     printed = _by_parameter("optimal_hyperparameters.csv")
     exact = _by_parameter("optimal_hyperparameters_full_precision.csv")
     of_this_search = {key: text for key, text in printed.items() if key[:2] == (paper_name, name)}

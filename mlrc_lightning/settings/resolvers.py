@@ -12,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from mlrc_lightning.errors import ConfigError
+from mlrc_lightning.names import UNTRAINED, setting_name
 from mlrc_lightning.settings.best_of_search import search_optimum
 from mlrc_lightning.settings.identity import (
     _NOT_OF_THE_TRIAL,
@@ -29,8 +30,6 @@ from mlrc_lightning.settings.plain import _resolved
 from mlrc_lightning.settings.types import FROZEN_PROXY
 
 _PROTOCOL_KEYS = ("trunk", "transform", "embedder", "optimizer", "schedule")
-_UNNAMED_BATCH_SIZE = 32
-"""The batch size of the paper's three settings that carry the dataset's name alone."""
 
 
 def register_resolvers() -> None:
@@ -53,8 +52,7 @@ def register_resolvers() -> None:
 
 
 def _setting(*, _root_: DictConfig) -> str:
-    name, batch_size = _root_.dataset.name, _root_.batch_size
-    return name if batch_size == _UNNAMED_BATCH_SIZE else f"{name}_batch{batch_size}"
+    return setting_name(_root_.dataset.name, _root_.batch_size)
 
 
 def _protocol_id(*, _root_: DictConfig) -> str:
@@ -86,7 +84,7 @@ def _run_set(*, _root_: DictConfig) -> str:
     """Names the runs of one setting: where its hyperparameters come from, and a hash of all but the seed."""
     hyperparameters = _root_.hyperparameters
     is_as_found = hyperparameters.name in ("paper", "search") and not hyperparameters.replaced
-    source = hyperparameters.name if is_as_found and _root_.stage != "untrained" else "given"
+    source = hyperparameters.name if is_as_found and _root_.stage != UNTRAINED else "given"
     values = _identity_of(_root_)
     del values["seed"]
     return f"{source}-{_digest(values)}"

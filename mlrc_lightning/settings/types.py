@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlrc_lightning.errors import ConfigError
+from mlrc_lightning.names import UNTRAINED
 from mlrc_lightning.reading import leaves, suggestion
 
 NUM_FOLDS = 4
 """Folds of the original's experiments (section 1.6), as its folders count them; ours are `split.num_folds`."""
 ALL_FOLDS = "all"
-STAGES = ("train", "search", "reproduce", "untrained")
-RUN_STAGES = ("reproduce", "untrained")
+STAGES = ("train", "search", "reproduce", UNTRAINED)
+RUN_STAGES = ("reproduce", UNTRAINED)
 """Stages of numbered runs, each with a seed of its own."""
 FROZEN_PROXY = "frozen_proxy"
 """In the name of the protocol of all that has a frozen trunk: no such result is one of the protocol."""

@@ -20,12 +20,13 @@ import torch
 from mlrc_lightning.errors import RecordError
 from mlrc_lightning.files import write_bytes
 from mlrc_lightning.models.folder import save_weights
+from mlrc_lightning.names import MAP_AT_R
 from mlrc_lightning.parallel.collectives import largest, rank
 from mlrc_lightning.parallel.signals import StopSignals, TrialStopped
 from mlrc_lightning.results.records import EpochResult
 from mlrc_lightning.training.module import GROUPS, EmbeddingModule
 from mlrc_lightning.training.progress import EpochLog, Progress
-from mlrc_lightning.training.selection import PRIMARY_METRIC, UNTRAINED_EPOCH, Selection
+from mlrc_lightning.training.selection import UNTRAINED_EPOCH, Selection
 
 log = logging.getLogger(__name__)
 
@@ -210,7 +211,7 @@ class FoldCheckpoint(pl.callbacks.Checkpoint):
         )
         self.history.append(result)
         self._log.add(result, self._learning_rates)
-        is_selected = metrics is not None and self.selection.update(epoch, getattr(metrics, PRIMARY_METRIC))
+        is_selected = metrics is not None and self.selection.update(epoch, getattr(metrics, MAP_AT_R))
         self._progress.epoch_ended(result, self.selection)
         return is_selected
 

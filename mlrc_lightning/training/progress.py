@@ -13,9 +13,10 @@ import mlrc_lightning._torchvision  # noqa: F401
 from pytorch_lightning.loggers import Logger
 from tqdm import tqdm
 
+from mlrc_lightning.names import MAP_AT_R
 from mlrc_lightning.parallel.collectives import rank
 from mlrc_lightning.results.records import EpochResult
-from mlrc_lightning.training.selection import PRIMARY_METRIC, Selection
+from mlrc_lightning.training.selection import Selection
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ class FoldProgress:
             loss = "untrained" if result.train_loss is None else f"loss {result.train_loss:.4f}"
             log.info(
                 "%s | epoch %d/%d | %s | val MAP@R %.4f | %s | at most %.0f s left%s",
-                self._name, result.epoch, self._max_epochs, loss, result.val[PRIMARY_METRIC], best, left,
+                self._name, result.epoch, self._max_epochs, loss, result.val[MAP_AT_R], best, left,
                 " | all embeddings in one point" if result.collapsed else "",
             )  # fmt: skip
 

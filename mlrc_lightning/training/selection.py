@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PRIMARY_METRIC = "mean_average_precision_at_r"
 """What models and trials are selected by."""
 UNTRAINED_EPOCH = 0
 """The epoch of the evaluation before training."""

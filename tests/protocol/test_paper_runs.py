@@ -3,8 +3,9 @@
 import pytest
 
 from mlrc_lightning.data.datasets import cub200
+from mlrc_lightning.names import RECORD_FILE
 from mlrc_lightning.protocol.trial import run_trial
-from mlrc_lightning.results.records import RECORD_FILE, TrialRecord, read_json
+from mlrc_lightning.results.records import TrialRecord, read_json
 from mlrc_lightning.settings.compose import trial_settings
 from tests.data.datasets import layouts
 from tests.training.losses.cases import LOSSES

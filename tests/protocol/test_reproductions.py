@@ -17,6 +17,7 @@ import yaml
 
 from mlrc_lightning.errors import ConfigError, RecordError
 from mlrc_lightning.metrics import METRICS
+from mlrc_lightning.names import QUERIES_FILE
 from mlrc_lightning.protocol import build as assembly
 from mlrc_lightning.protocol import embed
 from mlrc_lightning.protocol import fold as fold_module
@@ -24,7 +25,7 @@ from mlrc_lightning.protocol.baselines import TRUNK_BASELINES
 from mlrc_lightning.protocol.evaluation import load_module
 from mlrc_lightning.protocol.finished import objective_values
 from mlrc_lightning.protocol.trial import run_trial
-from mlrc_lightning.results.queries import QUERIES_FILE, read_queries
+from mlrc_lightning.results.queries import read_queries
 from mlrc_lightning.results.records import TrialRecord, read_json
 from mlrc_lightning.settings.compose import trial_settings
 from mlrc_lightning.settings.identity import seed_of_run

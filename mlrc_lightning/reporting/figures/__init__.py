@@ -18,6 +18,3 @@ NAMES = {
     "pairwise_tests": "difference of every two losses, tested",
 }
 """What can be drawn, and what it shows."""
-PROJECTION_FILE = "projection_test.npz"
-NEIGHBORS_FILE = "neighbors_test.npz"
-"""What the first run of a setting leaves in its folder for figures."""

@@ -11,8 +11,18 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mlrc_lightning.errors import RecordError
-from mlrc_lightning.reference import rows
-from mlrc_lightning.reporting.figures import NAMES, NEIGHBORS_FILE, PROJECTION_FILE
+from mlrc_lightning.names import (
+    EMBEDDINGS,
+    MAP_AT_R,
+    NEIGHBORS_FILE,
+    PAIRWISE_FILE,
+    PROJECTION_FILE,
+    RECORD_FILE,
+    SOURCES,
+    UNTRAINED,
+)
+from mlrc_lightning.reference import PAPER_DATASETS, rows
+from mlrc_lightning.reporting.figures import NAMES
 from mlrc_lightning.reporting.figures.comparison import pairwise_heat_map
 from mlrc_lightning.reporting.figures.reality import (
     OURS_128,
@@ -31,22 +41,20 @@ from mlrc_lightning.reporting.figures.search import TrialPoint, optimisation
 from mlrc_lightning.reporting.figures.toy import SCORES, ToyEmbedding, toy_embeddings
 from mlrc_lightning.reporting.figures.training import learning_curves
 from mlrc_lightning.reporting.intervals import Interval, t_interval
-from mlrc_lightning.reporting.pairs import PAIRWISE_FILE, read_pairs
+from mlrc_lightning.reporting.pairs import read_pairs
 from mlrc_lightning.reporting.statistics import paper_curve
-from mlrc_lightning.reporting.tables.catalog import EMBEDDINGS, LOSSES, title_of
+from mlrc_lightning.reporting.tables.catalog import LOSSES, title_of
 from mlrc_lightning.reporting.tables.setting import value_at
 from mlrc_lightning.results.choice import Choice
-from mlrc_lightning.results.records import RECORD_FILE, TrialRecord, read_json
-from mlrc_lightning.results.runs import UNTRAINED, RunSet, run_sets
+from mlrc_lightning.results.records import TrialRecord, read_json
+from mlrc_lightning.results.runs import RunSet, run_sets
 from mlrc_lightning.results.searches import SearchResult, searches
 
 FOLDER = "figures"
 """Of the figures, below the folder of results; nothing in it is read as a result."""
 TOY_FILE = Path(FOLDER) / "inputs" / "toy.npz"
 
-DATASETS = {"cub200": "CUB200", "cars196": "Cars196", "sop": "SOP"}
 AXES = {"precision_at_1": "Precision@1 (%)", "mean_average_precision_at_r": "MAP@R (%)"}
-SOURCES = {"search": "our search's best settings", "paper": "the paper's settings", "given": "given settings"}
 BASELINES = ("Contrastive", "Triplet")
 NOT_AVERAGED = (*BASELINES, "FastAP")
 """Left out of Figure 3's means: both baselines, and FastAP, PROTOCOL.md section 8."""
@@ -180,7 +188,7 @@ def _figure_2a(outputs: Path, sets: Sequence[RunSet]) -> Iterator[Drawing | Lack
             Column(row["method"], int(row["year"]), (Bar(PAPERS, float(row[key]) if row[key] else None),))
             for row in rows("figure_2a.csv")
         ]
-        for key, title in DATASETS.items()
+        for key, title in PAPER_DATASETS.items()
     }
     title = "Figure 2a: Precision@1 over the years, as papers reported it"
     yield Drawing(
@@ -205,7 +213,7 @@ def _figure_2b(metric: str) -> _Collect:
                 Column(loss, year, (Bar(PAPER_512, *_cell(paper.get((key, loss, metric)))),))
                 for loss, year in years.items()
             ]
-            for key, text in DATASETS.items()
+            for key, text in PAPER_DATASETS.items()
         }
         words = f"{label} of the concatenated embeddings by loss, in order of year, with 95 % intervals."
         yield Drawing(
@@ -219,14 +227,14 @@ def _figure_2b(metric: str) -> _Collect:
             yield Lacking(f"{name}: the paper's values alone, no tested reproductions in {outputs}; run {_REPRODUCE}.")
         for own in ours:
             cells = {key: value for key, value in own.accuracies.items() if key[2:] == ("concatenated", metric)}
-            settings = sorted({setting for setting, *_ in cells}, key=lambda b: ([*DATASETS, b].index(b), b))
-            is_papers = any(setting in DATASETS for setting in settings)
+            settings = sorted({setting for setting, *_ in cells}, key=lambda b: ([*PAPER_DATASETS, b].index(b), b))
+            is_papers = any(setting in PAPER_DATASETS for setting in settings)
             if is_papers:
-                settings = [*DATASETS, *(setting for setting in settings if setting not in DATASETS)]
+                settings = [*PAPER_DATASETS, *(setting for setting in settings if setting not in PAPER_DATASETS)]
             losses = years | dict.fromkeys(sorted({loss for _, loss, *_ in cells} - years.keys()))
             panels = {}
             for setting in settings:
-                panels[DATASETS.get(setting, setting)] = [
+                panels[PAPER_DATASETS.get(setting, setting)] = [
                     Column(
                         loss,
                         year,
@@ -273,14 +281,14 @@ def _figure_3(baseline: str) -> _Collect:
                 bars(paper["separated_128"], key, PAPER_128),
                 bars(paper["concatenated_512"], key, PAPER_512),
             ]
-            for key in DATASETS
+            for key in PAPER_DATASETS
         }
         words = (
             f"Mean relative improvement of Precision@1 over {baseline}, in per cent. Reality: mean over"
             f" {len(averaged)} losses, without {', '.join(NOT_AVERAGED[:-1])} and {NOT_AVERAGED[-1]}."
         )
         title = f"Figure {name[-2:]}: improvement over {baseline}, papers and reality"
-        groups = {DATASETS[key]: value for key, value in theirs.items()}
+        groups = {PAPER_DATASETS[key]: value for key, value in theirs.items()}
         yield Drawing(
             PurePosixPath(name), title, f"{words} {_bars_in_words(groups)}", relative_improvements(title, groups)
         )
@@ -294,7 +302,7 @@ def _figure_3(baseline: str) -> _Collect:
                     bars(accuracies["separated"], setting, OURS_128),
                     bars(accuracies["concatenated"], setting, OURS_512),
                 ]
-                for setting in dict.fromkeys([*DATASETS, *sorted({key[0] for key in own.accuracies})])
+                for setting in dict.fromkeys([*PAPER_DATASETS, *sorted({key[0] for key in own.accuracies})])
             }
             if all(bar.value is None for pair in ours.values() for bar in pair):
                 yield Lacking(
@@ -302,10 +310,10 @@ def _figure_3(baseline: str) -> _Collect:
                     f" {len(averaged)} losses that the mean is over; run {_REPRODUCE} for the missing ones."
                 )
                 continue
-            if any(key[0] in DATASETS for key in own.accuracies):
-                groups = {text: [*theirs[key], *ours[key]] for key, text in DATASETS.items()}
+            if any(key[0] in PAPER_DATASETS for key in own.accuracies):
+                groups = {text: [*theirs[key], *ours[key]] for key, text in PAPER_DATASETS.items()}
             else:
-                groups = {key: pair for key, pair in ours.items() if key not in DATASETS}
+                groups = {key: pair for key, pair in ours.items() if key not in PAPER_DATASETS}
             title = f"Improvement over {baseline}, {SOURCES.get(own.source, own.source)} ({own.protocol})"
             yield Drawing(
                 PurePosixPath(own.protocol, f"{name}_{own.source}"),
@@ -498,7 +506,7 @@ _COLLECT: dict[str, _Collect] = {
     "figure_1": _figure_1,
     "figure_2a": _figure_2a,
     "figure_2b": _figure_2b("precision_at_1"),
-    "figure_2b_map_at_r": _figure_2b("mean_average_precision_at_r"),
+    "figure_2b_map_at_r": _figure_2b(MAP_AT_R),
     "figure_3a": _figure_3("Contrastive"),
     "figure_3b": _figure_3("Triplet"),
     "optimisation": _optimisation,

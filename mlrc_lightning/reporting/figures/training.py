@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from mlrc_lightning.names import MAP_AT_R
 from mlrc_lightning.reporting.figures.style import BLUE, INK, ORANGE, VERMILION, drawn, new_figure, rule
 from mlrc_lightning.results.records import FoldResult
 
@@ -31,9 +32,7 @@ def learning_curves(title: str, folds: Sequence[FoldResult]) -> Figure:
         losses.plot(*zip(*trained, strict=True) if trained else ([], []), color=ORANGE, marker="s", markersize=3,
                     label="mean training loss of the epoch", gid="loss")  # fmt: skip
         validated = [
-            (epoch.epoch, 100 * epoch.val["mean_average_precision_at_r"], epoch.collapsed)
-            for epoch in fold.epochs
-            if epoch.val is not None
+            (epoch.epoch, 100 * epoch.val[MAP_AT_R], epoch.collapsed) for epoch in fold.epochs if epoch.val is not None
         ]
         scores.plot([epoch for epoch, _, _ in validated], [value for _, value, _ in validated], color=BLUE, marker="o",
                     markersize=3.5, label="validation MAP@R", gid="val")  # fmt: skip
@@ -41,7 +40,7 @@ def learning_curves(title: str, folds: Sequence[FoldResult]) -> Figure:
         if collapsed:
             scores.plot(*zip(*collapsed, strict=True), "x", color=VERMILION, markersize=7, markeredgewidth=1.8,
                         label="all embeddings in one point")  # fmt: skip
-        selected = 100 * fold.val["mean_average_precision_at_r"]
+        selected = 100 * fold.val[MAP_AT_R]
         for axes in (losses, scores):
             rule(axes)
             axes.axvline(fold.selected_epoch, color=INK, linewidth=0.9, linestyle=":")

@@ -6,11 +6,11 @@ import html
 import math
 from collections.abc import Callable, Iterable, Sequence
 
+from mlrc_lightning.names import MAP_AT_R
 from mlrc_lightning.results.records import FoldResult
 from mlrc_lightning.results.searches import SearchTrial
 
 _Place = Callable[[float], float]
-METRIC = "mean_average_precision_at_r"
 _SPARK = (120.0, 36.0)
 _SEARCH = (720.0, 300.0)
 _CURVE = (260.0, 160.0)
@@ -88,7 +88,7 @@ def learning_curves(fold: FoldResult, label: str) -> str:
 
     marks = [(x(mark), f"{mark:g}") for mark in _ticks(0, last, 4) if mark == int(mark) and 0 <= mark <= last]
     loss = [(e.epoch, e.train_loss) for e in fold.epochs if e.train_loss is not None and math.isfinite(e.train_loss)]
-    val = [(e.epoch, 100 * e.val[METRIC]) for e in fold.epochs if e.val is not None]
+    val = [(e.epoch, 100 * e.val[MAP_AT_R]) for e in fold.epochs if e.val is not None]
     panels = []
     for number, (name, points, title) in enumerate((("loss", loss, "Training loss"), ("val", val, "Val. MAP@R (%)"))):
         scale = _Scale([value for _, value in points], height - _BOTTOM, _TOP)
@@ -100,10 +100,10 @@ def learning_curves(fold: FoldResult, label: str) -> str:
             if len(points) <= 60:
                 parts.append(f'<path class="{name}-dots" d="{_dots(points, x, scale)}"/>')
         if number:
-            collapsed = [(e.epoch, 100 * e.val[METRIC]) for e in fold.epochs if e.collapsed and e.val is not None]
+            collapsed = [(e.epoch, 100 * e.val[MAP_AT_R]) for e in fold.epochs if e.collapsed and e.val is not None]
             for epoch, value in collapsed:
                 parts.append(f'<path class="crosses" d="{_crosses([epoch], x, scale(value), 4)}"/>')
-            chosen = 100 * fold.val[METRIC]
+            chosen = 100 * fold.val[MAP_AT_R]
             at, up = x(fold.selected_epoch), scale(chosen)
             anchor, side = ("start", 6) if at < width / 2 else ("end", -6)
             parts.append(f'<circle class="chosen" cx="{_n(at)}" cy="{_n(up)}" r="3.5"/>')

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import mlrc_lightning.reporting.statistics.comparison
 from mlrc_lightning.files import read_plain_json, write_bytes, write_json
-from mlrc_lightning.reporting.pairs import PAIRWISE_FILE, Pair, as_csv, read_pairs
+from mlrc_lightning.names import MAP_AT_R, METRICS, PAIRWISE_FILE, QUERIES_FILE
+from mlrc_lightning.reporting.pairs import Pair, as_csv, read_pairs
 from mlrc_lightning.reporting.statistics import Embedding, Metric, pairwise, read_query_results
-from mlrc_lightning.reporting.tables.catalog import BASELINES, METRICS
+from mlrc_lightning.reporting.tables.catalog import BASELINES
 from mlrc_lightning.reporting.tables.cells import Accuracy, Page
-from mlrc_lightning.reporting.tables.manifest import QUERIES_FILE, Digests
+from mlrc_lightning.reporting.tables.manifest import Digests
 
-DEFAULT_METRIC: Metric = "mean_average_precision_at_r"
+DEFAULT_METRIC: Metric = MAP_AT_R
 _INPUTS_FILE = ".pairwise_tests.json"
 LEVEL = 0.05
 

@@ -7,20 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlrc_lightning.files import config_folder
+from mlrc_lightning.names import RECORD_FILE, SEARCH, SOURCES, UNTRAINED
 from mlrc_lightning.reference import PAPER_SETTINGS
 from mlrc_lightning.reporting.tables.catalog import LOSSES, title_of
 from mlrc_lightning.reporting.tables.cells import Page
 from mlrc_lightning.reporting.tables.setting import composition_of_results, setting_page
-from mlrc_lightning.results.records import RECORD_FILE
-from mlrc_lightning.results.runs import UNFINISHED, UNTRAINED, Run, RunSet, run_sets
+from mlrc_lightning.results.runs import UNFINISHED, Run, RunSet, run_sets
 from mlrc_lightning.results.searches import SearchResult, searches
 from mlrc_lightning.settings.composition import Composition, compose, overrides_of
-
-SOURCE_TITLES = {
-    "search": "searched hyperparameters",
-    "paper": "the paper’s hyperparameters",
-    "given": "given settings",
-}
 
 
 @dataclass(frozen=True)
@@ -43,7 +37,7 @@ class SettingTable:
     def title(self) -> str:
         """Name of the setting, and of the source where it is not the search."""
         name = setting_title(self.composition.setting)
-        return name if self.source == "search" else f"{name}, {SOURCE_TITLES.get(self.source, self.source)}"
+        return name if self.source == SEARCH else f"{name}, {SOURCES.get(self.source, self.source)}"
 
 
 @dataclass(frozen=True)
@@ -113,7 +107,7 @@ def contents(outputs: Path) -> Contents:
     for grid in grids:
         for composition in grid.compositions:
             own = [s for s in sets if (s.protocol, s.setting) == (grid.protocol, composition.setting)]
-            for source in sorted({s.source for s in own if s.loss != UNTRAINED} | {"search"}, key=source_order):
+            for source in sorted({s.source for s in own if s.loss != UNTRAINED} | {SEARCH}, key=source_order):
                 content = setting_page(composition.setting, composition, source, outputs, sets, found)
                 path = f"tables/{grid.protocol}/{composition.setting}-{source}.html"
                 tables.append(SettingTable(path, composition, source, content))
@@ -161,7 +155,7 @@ def folds_status(run: Run, num_folds: int) -> str:
 
 def source_order(source: str) -> tuple[int, str]:
     """Returns what orders sources of hyperparameters: searched ones, the paper's, given ones, others by name."""
-    order = list(SOURCE_TITLES)
+    order = list(SOURCES)
     return (order.index(source) if source in order else len(order), source)
 
 

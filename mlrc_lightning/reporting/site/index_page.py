@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mlrc_lightning.reporting.site.charts import METRIC, sparkline
+from mlrc_lightning.names import MAP_AT_R, RECORD_FILE, SEARCH, SOURCES, UNTRAINED
+from mlrc_lightning.reporting.site.charts import sparkline
 from mlrc_lightning.reporting.site.contents import (
-    SOURCE_TITLES,
     Contents,
     Grid,
     loss_title,
@@ -19,9 +19,8 @@ from mlrc_lightning.reporting.site.layout import INDEX, document, link, table, t
 from mlrc_lightning.reporting.site.places import run_page, search_page, set_page
 from mlrc_lightning.reporting.statistics import paper_curve
 from mlrc_lightning.reporting.tables.cells import percent
-from mlrc_lightning.results.choice import SEARCH
-from mlrc_lightning.results.records import RECORD_FILE, TrialRecord, read_json
-from mlrc_lightning.results.runs import UNTRAINED, RunSet
+from mlrc_lightning.results.records import TrialRecord, read_json
+from mlrc_lightning.results.runs import RunSet
 from mlrc_lightning.results.searches import SearchResult
 from mlrc_lightning.settings.composition import Composition
 
@@ -117,7 +116,7 @@ def _cell(
         status = runs_status(run_set, composition)
         is_done = len(run_set.complete) >= max(composition.num_runs, len(run_set.runs))
         mood = " bad" if run_set.failed else " good" if is_done else ""
-        origin = "" if run_set.source == "search" or loss == UNTRAINED else _origin(run_set.source)
+        origin = "" if run_set.source == SEARCH or loss == UNTRAINED else _origin(run_set.source)
         page = set_page(contents.relative(run_set.folder))
         parts.append(f'<span class="status{mood}">{link(page, INDEX, status)}{text(origin)}</span>')
     if not sets:
@@ -161,8 +160,8 @@ def _singles(contents: Contents) -> list[str]:
     rows = []
     for folder in contents.singles:
         record = read_json(contents.outputs / folder / RECORD_FILE, TrialRecord)
-        val = None if record.val is None else record.val[METRIC]
-        test = None if record.test is None else record.test.separated.get(METRIC)
+        val = None if record.val is None else record.val[MAP_AT_R]
+        test = None if record.test is None else record.test.separated.get(MAP_AT_R)
         rows.append(
             (
                 (link(run_page(folder), INDEX, loss_title(record.loss)), None),
@@ -183,7 +182,7 @@ def _singles(contents: Contents) -> list[str]:
 
 
 def _origin(source: str) -> str:
-    return f" ({SOURCE_TITLES.get(source, source)})"
+    return f" ({SOURCES.get(source, source)})"
 
 
 def _count(number: int, one: str, many: str) -> str:

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from mlrc_lightning.files import PACKAGE_FOLDER, config_folder, write_bytes
-from mlrc_lightning.reporting.pairs import PAIRWISE_FILE
+from mlrc_lightning.names import PAIRWISE_FILE
 from mlrc_lightning.reporting.site.layout import FOLDER, INDEX
 
 _MEMORY = ".made_of"

@@ -12,27 +12,27 @@ import numpy as np
 from PIL import Image
 
 from mlrc_lightning.errors import RecordError
+from mlrc_lightning.names import (
+    BASELINES,
+    EMBEDDINGS,
+    MAP_AT_R,
+    METRICS,
+    NEIGHBORS_FILE,
+    PROJECTION_FILE,
+    SOURCES,
+    UNTRAINED,
+)
 from mlrc_lightning.reading import leaves
-from mlrc_lightning.reporting.figures import NEIGHBORS_FILE, PROJECTION_FILE
 from mlrc_lightning.reporting.intervals import t_interval
-from mlrc_lightning.reporting.site.charts import METRIC, learning_curves
-from mlrc_lightning.reporting.site.contents import SOURCE_TITLES, Contents, loss_title, runs_status, setting_title
+from mlrc_lightning.reporting.site.charts import learning_curves
+from mlrc_lightning.reporting.site.contents import Contents, loss_title, runs_status, setting_title
 from mlrc_lightning.reporting.site.layout import INDEX, document, link, pairs, table, text
 from mlrc_lightning.reporting.site.places import run_page, set_page
-from mlrc_lightning.reporting.tables.catalog import EMBEDDINGS, METRICS
 from mlrc_lightning.reporting.tables.cells import percent
 from mlrc_lightning.reporting.tables.setting import value_at
 from mlrc_lightning.results.records import TrialRecord, read_evaluations
-from mlrc_lightning.results.runs import COMPLETE, UNTRAINED, RunSet
+from mlrc_lightning.results.runs import COMPLETE, RunSet
 from mlrc_lightning.settings.composition import Composition
-
-_BASELINES = {
-    "untrained_trunk": "Untrained trunk",
-    "untrained_trunk_pca": "Untrained trunk, PCA",
-    "untrained_trunk_pca_concatenated": "Untrained trunk, PCA, concatenated",
-    "untrained_embedder": "Untrained embedder",
-    "untrained_embedder_concatenated": "Untrained embedder, concatenated",
-}
 
 
 def set_document(contents: Contents, run_set: RunSet, composed: Composition) -> str:
@@ -67,7 +67,7 @@ def set_document(contents: Contents, run_set: RunSet, composed: Composition) -> 
     again = sorted(path.parent.name for path in run_set.folder.glob("*/record.json") if not path.parent.name.isdigit())
     body = [
         f'<p class="lede">{text(runs_status(run_set, composed))}; '
-        f"{text(SOURCE_TITLES.get(run_set.source, run_set.source))}. Test accuracies in per cent.</p>",
+        f"{text(SOURCES.get(run_set.source, run_set.source))}. Test accuracies in per cent.</p>",
         table("Runs", headings, rows, numeric=range(2, 3 + len(fields))),
         "<h2>Mean and 95 % t-interval over the runs</h2>",
         pairs(means) if means else "<p>No run is tested yet.</p>",
@@ -134,8 +134,8 @@ def _fields(run_set: RunSet) -> dict[str, str]:
     """Returns what is shown of each run: dotted keys of the record, with their titles."""
     if run_set.loss == UNTRAINED:
         names = next((run.outcome.test.baselines for run in run_set.complete if run.outcome and run.outcome.test), {})
-        shown = [name for name in _BASELINES if isinstance(names.get(name), Mapping)]
-        return {f"test.baselines.{name}.{METRIC}": f"{_BASELINES[name]}, MAP@R" for name in shown}
+        shown = [name for name in BASELINES if isinstance(names.get(name), Mapping)]
+        return {f"test.baselines.{name}.{MAP_AT_R}": f"{BASELINES[name]}, MAP@R" for name in shown}
     return {
         f"test.{embedding}.{metric}": f"{title}, {name}"
         for embedding, title in EMBEDDINGS.items()
@@ -156,7 +156,7 @@ def _outcome(record: TrialRecord, folder: str) -> str:
         ("Folder", f"<code>{text(folder)}</code>"),
     ]
     if record.val is not None:
-        entries.insert(1, ("Validation MAP@R, mean over folds", percent(record.val[METRIC])))
+        entries.insert(1, ("Validation MAP@R, mean over folds", percent(record.val[MAP_AT_R])))
     return pairs(entries)
 
 
@@ -168,7 +168,7 @@ def _accuracies(record: TrialRecord) -> list[str]:
         ("Concatenated", test.concatenated),
         ("Separated, mean of the folds", test.separated),
         *((f"Fold {fold}", values) for fold, values in sorted(test.separated_folds.items(), key=lambda f: int(f[0]))),
-        *((_BASELINES.get(name, name), values) for name, values in test.baselines.items()),
+        *((BASELINES.get(name, name), values) for name, values in test.baselines.items()),
     ]
     rows = []
     for name, values in measured:
@@ -184,7 +184,7 @@ def _accuracies(record: TrialRecord) -> list[str]:
 def _fold_in_words(fold: Any, record: TrialRecord) -> str:
     return (
         f"Fold {fold.fold}: training loss and validation MAP@R over {fold.epochs[-1].epoch if fold.epochs else 0}"
-        f" epochs; epoch {fold.selected_epoch} selected with MAP@R {percent(fold.val[METRIC])}"
+        f" epochs; epoch {fold.selected_epoch} selected with MAP@R {percent(fold.val[MAP_AT_R])}"
     )
 
 
@@ -192,7 +192,7 @@ def _folds(record: TrialRecord) -> str:
     rows = [
         (
             (f"Fold {fold.fold}", float(fold.fold)),
-            (percent(fold.val[METRIC]), fold.val[METRIC]),
+            (percent(fold.val[MAP_AT_R]), fold.val[MAP_AT_R]),
             (str(fold.selected_epoch), float(fold.selected_epoch)),
             (str(fold.epochs[-1].epoch) if fold.epochs else "–", None),
             (text(fold.stopped_because), None),

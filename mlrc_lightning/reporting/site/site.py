@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mlrc_lightning.errors import RecordError
 from mlrc_lightning.files import as_json, config_folder
+from mlrc_lightning.names import RECORD_FILE
 from mlrc_lightning.reporting.figures import style
 from mlrc_lightning.reporting.figures.save import color_variable, color_variables
 from mlrc_lightning.reporting.site import figure_pages
@@ -25,7 +26,7 @@ from mlrc_lightning.reporting.tables.cited import reported_page, toy_page
 from mlrc_lightning.reporting.tables.hyperparameters import hyperparameters_page, paper_values
 from mlrc_lightning.reporting.tables.make import parameter_keys
 from mlrc_lightning.reporting.tables.manifest import manifest
-from mlrc_lightning.results.records import RECORD_FILE, TrialRecord, read_json
+from mlrc_lightning.results.records import TrialRecord, read_json
 
 log = logging.getLogger(__name__)
 

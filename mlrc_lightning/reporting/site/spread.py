@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlrc_lightning.errors import RecordError
+from mlrc_lightning.names import MAP_AT_R
 from mlrc_lightning.reporting.statistics import search_variance, variance_components
 from mlrc_lightning.reporting.tables.catalog import BASELINES
 from mlrc_lightning.reporting.tables.cells import Accuracy, Page
 from mlrc_lightning.reporting.tables.setting import value_at
 from mlrc_lightning.results.runs import RunSet, has_best_hyperparameters
 from mlrc_lightning.results.searches import SearchResult
-
-METRIC = "mean_average_precision_at_r"
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def spreads(page: Page, outputs: Path, sets: Sequence[RunSet], searches: Sequenc
         for row in table.rows:
             for cell in row.cells:
                 is_wanted = isinstance(cell, Accuracy) and cell.provenance is not None and row.name not in baselines
-                if not is_wanted or cell.provenance.field != f"test.separated.{METRIC}":  # type: ignore[union-attr]
+                if not is_wanted or cell.provenance.field != f"test.separated.{MAP_AT_R}":  # type: ignore[union-attr]
                     continue
                 folders = cell.provenance.folders  # type: ignore[union-attr]
                 scores = []
@@ -64,7 +63,7 @@ def spreads(page: Page, outputs: Path, sets: Sequence[RunSet], searches: Sequenc
                     assert outcome is not None
                     assert outcome.test is not None
                     folds = outcome.test.separated_folds
-                    scores.append([float(folds[fold][METRIC]) for fold in sorted(folds, key=int)])
+                    scores.append([float(folds[fold][MAP_AT_R]) for fold in sorted(folds, key=int)])
                 settings = _settings(place, row.name, page.arguments["source"], sets, searches)
                 found.append(_spread(row.title, scores, settings))
     return found
@@ -80,7 +79,7 @@ def _settings(
         if (search.protocol, search.setting, search.loss) == (*place, loss) and source == "search":
             for run_set in own:
                 if has_best_hyperparameters(run_set, search):
-                    values = [value_at(run.outcome, f"test.separated.{METRIC}") for run in run_set.complete]
+                    values = [value_at(run.outcome, f"test.separated.{MAP_AT_R}") for run in run_set.complete]
                     settings[run_set.digest] = [value for value in values if value is not None]
                     break
     return list(settings.values())

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from mlrc_lightning.names import METRICS, SOURCES
 from mlrc_lightning.reporting.site.comparisons import Comparisons, p_text, points, signed
-from mlrc_lightning.reporting.site.contents import SOURCE_TITLES, Contents, SettingTable
+from mlrc_lightning.reporting.site.contents import Contents, SettingTable
 from mlrc_lightning.reporting.site.layout import INDEX, document, link, table, text, url
 from mlrc_lightning.reporting.site.places import provenance_page
 from mlrc_lightning.reporting.site.spread import Spread
-from mlrc_lightning.reporting.tables.catalog import METRICS
 from mlrc_lightning.reporting.tables.cells import Page
 from mlrc_lightning.reporting.tables.render import html_fragment
 
@@ -56,7 +56,7 @@ def setting_document(
     """
     body = [
         f'<p class="lede">Protocol <code>{text(entry.composition.protocol)}</code>,'
-        f" {text(SOURCE_TITLES.get(entry.source, entry.source))}. A number leads to the runs it is the mean of;"
+        f" {text(SOURCES.get(entry.source, entry.source))}. A number leads to the runs it is the mean of;"
         f" {link(manifest, entry.path, 'the manifest')} has everything behind each cell.</p>",
         *rendered(entry.content, entry.path, "Accuracy on the test classes"),
         "<h2>Every two losses compared</h2>",

@@ -12,15 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlrc_lightning.errors import RecordError
+from mlrc_lightning.names import PER_QUERY
 
 Metric = Literal["precision_at_1", "r_precision", "mean_average_precision_at_r"]
 Embedding = Literal["separated", "concatenated"]
-# a metric's value at one query has a name of its own: the mean of average precisions is the mean average precision
-PER_QUERY: dict[str, str] = {
-    "precision_at_1": "correct_at_1",
-    "r_precision": "r_precision",
-    "mean_average_precision_at_r": "average_precision_at_r",
-}
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-METRICS = {"precision_at_1": "P@1", "r_precision": "RP", "mean_average_precision_at_r": "MAP@R"}
-"""Column titles of a record's accuracies."""
-EMBEDDINGS = {"concatenated": "Concatenated", "separated": "Separated"}
-"""The two ways in which four models are tested, in the order of the paper's tables."""
+from mlrc_lightning.names import (
+    UNTRAINED_EMBEDDER,
+    UNTRAINED_EMBEDDER_CONCATENATED,
+    UNTRAINED_TRUNK_PCA,
+    UNTRAINED_TRUNK_PCA_CONCATENATED,
+)
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,12 @@ BASELINES = (
         "pretrained",
         "Pretrained",
         "Untrained trunk, PCA",
-        {"concatenated": "untrained_trunk_pca_concatenated", "separated": "untrained_trunk_pca"},
+        {"concatenated": UNTRAINED_TRUNK_PCA_CONCATENATED, "separated": UNTRAINED_TRUNK_PCA},
     ),
     BaselineRow(
         "untrained_embedder",
         "Untrained embedder",
         "Untrained embedder",
-        {"concatenated": "untrained_embedder_concatenated", "separated": "untrained_embedder"},
+        {"concatenated": UNTRAINED_EMBEDDER_CONCATENATED, "separated": UNTRAINED_EMBEDDER},
     ),
 )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mlrc_lightning.names import METRICS
+from mlrc_lightning.reference import PAPER_DATASETS
 from mlrc_lightning.reference import rows as reference_rows
-from mlrc_lightning.reporting.tables.catalog import LOSSES, METRICS
+from mlrc_lightning.reporting.tables.catalog import LOSSES
 from mlrc_lightning.reporting.tables.cells import Accuracy, Cell, Column, Number, Page, Row, Table, Text, difference
 
-DATASETS = {"cub200": "CUB200", "cars196": "Cars196", "sop": "SOP"}
 NUM_RELEVANT = 10
 """R of the paper's Table 3."""
 TOY_RETRIEVALS = {
@@ -25,7 +26,7 @@ def reported_page() -> Page:
     columns = (
         Column("venue", "venue", "text"),
         Column("year", "year", "paper"),
-        *(Column(title, title, "paper") for title in DATASETS.values()),
+        *(Column(title, title, "paper") for title in PAPER_DATASETS.values()),
     )
     tables = []
     for loss in dict.fromkeys(row["loss"] for row in reference_rows("reported_precision_at_1.csv")):
@@ -33,7 +34,7 @@ def reported_page() -> Page:
             Row(
                 f"{loss}/{number}",
                 row["paper"],
-                (Text(row["venue"]), Text(row["year"]), *(_as_printed(row[name]) for name in DATASETS)),
+                (Text(row["venue"]), Text(row["year"]), *(_as_printed(row[name]) for name in PAPER_DATASETS)),
             )
             for number, row in enumerate(reference_rows("reported_precision_at_1.csv"))
             if row["loss"] == loss
@@ -89,7 +90,7 @@ def _cited_table(number: str, title: str, cited: Sequence[dict[str, str]]) -> Ta
         Row(name, name, tuple(Number(float(values[name, column]), text=values[name, column]) for column in names))
         for name in dict.fromkeys(row["row"] for row in own)
     )
-    columns = tuple(Column(DATASETS[name], DATASETS[name], "paper") for name in names)
+    columns = tuple(Column(PAPER_DATASETS[name], PAPER_DATASETS[name], "paper") for name in names)
     return Table(f"table_{number}", title, "network", columns, rows)
 
 

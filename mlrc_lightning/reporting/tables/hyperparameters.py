@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mlrc_lightning.names import SEARCH
 from mlrc_lightning.reference import PAPER_SETTINGS
 from mlrc_lightning.reference import rows as reference_rows
 from mlrc_lightning.reporting.tables.catalog import LOSSES
 from mlrc_lightning.reporting.tables.cells import Cell, Column, Missing, Number, Page, Provenance, Row, Table, Text
-from mlrc_lightning.results.choice import SEARCH
 from mlrc_lightning.results.searches import SearchResult
 
 

@@ -13,17 +13,16 @@ from typing import Any
 
 from mlrc_lightning.errors import RecordError
 from mlrc_lightning.files import read_plain_json, write_json
+from mlrc_lightning.names import METRICS, QUERIES_FILE, RECORD_FILE
 from mlrc_lightning.reporting.intervals import t_interval
-from mlrc_lightning.reporting.tables.catalog import METRICS
 from mlrc_lightning.reporting.tables.cells import Accuracy, Number, Page
 from mlrc_lightning.reporting.tables.setting import value_at
-from mlrc_lightning.results.records import RECORD_FILE, TrialRecord
+from mlrc_lightning.results.records import TrialRecord
 from mlrc_lightning.results.runs import Run, RunSet, run_of
 from mlrc_lightning.results.searches import SearchResult, searches
 from mlrc_sweeper import LEDGER_NAME
 
 VERSION = 1
-QUERIES_FILE = "queries_test.npz"
 """As `queries.py` names it, which imports numpy."""
 _DIGESTS_FILE = ".digests.json"
 _ROUNDING_OF_FLOAT32 = 1e-6

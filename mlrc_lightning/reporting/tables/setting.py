@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from mlrc_lightning.errors import ConfigError
+from mlrc_lightning.names import EMBEDDINGS, METRICS, SEARCH, SOURCES, UNTRAINED, setting_name
 from mlrc_lightning.reference import rows as reference_rows
 from mlrc_lightning.reporting.intervals import t_interval
-from mlrc_lightning.reporting.tables.catalog import BASELINES, EMBEDDINGS, LOSSES, METRICS, BaselineRow, LossRow
+from mlrc_lightning.reporting.tables.catalog import BASELINES, LOSSES, BaselineRow, LossRow
 from mlrc_lightning.reporting.tables.cells import (
     Accuracy,
     Cell,
@@ -26,17 +27,10 @@ from mlrc_lightning.reporting.tables.cells import (
 )
 from mlrc_lightning.results.choice import Choice, furthest
 from mlrc_lightning.results.records import TrialRecord
-from mlrc_lightning.results.runs import UNFINISHED, UNTRAINED, Run, RunSet, has_best_hyperparameters
+from mlrc_lightning.results.runs import UNFINISHED, Run, RunSet, has_best_hyperparameters
 from mlrc_lightning.results.searches import SearchResult
 from mlrc_lightning.settings.composition import Composition
 from mlrc_lightning.settings.types import FROZEN_PROXY
-
-SOURCES = {
-    "search": "the best setting of its search",
-    "paper": "the setting that the paper published",
-    "given": "a setting given on the command line",
-}
-"""Where the hyperparameters of a table's runs come from; one table has one of them."""
 
 
 def setting_page(
@@ -161,7 +155,7 @@ class _Content:
         """Returns how far a loss is: runs, or what has to come before them."""
         if chosen is not None and (chosen.complete or chosen.failed or any(r.state == UNFINISHED for r in chosen.runs)):
             return self._standing_of_runs(chosen)
-        if self.source != "search":
+        if self.source != SEARCH:
             return "no run yet"
         if search is None:
             return "no search yet"
@@ -193,7 +187,7 @@ class _Content:
         if others:
             names = ", ".join(run_set.folder.name for run_set in others)
             self.notes.append(f"{loss.title}: runs of {chosen.folder.name}; there are others of {names}.")
-        if self.source == "search" and search is not None and search.best is not None:
+        if self.source == SEARCH and search is not None and search.best is not None:
             if has_best_hyperparameters(chosen, search) is False:
                 self.notes.append(
                     f"{loss.title}: the runs are not of trial {search.best.index}, which is the search's best now."
@@ -230,7 +224,7 @@ def _paper_cells(setting: str | None) -> dict[tuple[str, str, str], Accuracy]:
     """Returns the paper's cells of a setting by embedding, title of the row, and metric."""
     cells = {}
     for row in reference_rows("paper_tables.csv"):
-        name = row["dataset"] if row["batch_size"] == "32" else f"{row['dataset']}_batch{row['batch_size']}"
+        name = setting_name(row["dataset"], int(row["batch_size"]))
         if name == setting:
             half_width = float(row["ci95"]) / 100 if row["ci95"] else None
             embedding = row["embedding"].partition("_")[0]

@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mlrc_lightning.names import (
+    METRICS,
+    UNTRAINED,
+    UNTRAINED_EMBEDDER,
+    UNTRAINED_EMBEDDER_CONCATENATED,
+    UNTRAINED_TRUNK,
+    UNTRAINED_TRUNK_PCA,
+    UNTRAINED_TRUNK_PCA_CONCATENATED,
+)
 from mlrc_lightning.results.records import TrialRecord
 
-COLUMNS = {"precision_at_1": "P@1", "r_precision": "RP", "mean_average_precision_at_r": "MAP@R"}
 _MISSING = "–"
 
 
@@ -18,23 +26,23 @@ def render_trial(record: TrialRecord) -> str:
     title += f", run {record.run}" if record.run is not None else ""
     title += f", {'folds' if len(record.folds) > 1 else 'fold'} {folds}" if record.folds else ""
     title += f", seed {record.seed}"
-    is_trained = record.stage != "untrained"
+    is_trained = record.stage != UNTRAINED
     rows: list[tuple[str, Mapping[str, Any] | None]] = (
         [("validation, mean over folds", record.val)] if is_trained else []
     )
     trunk_val = [fold.untrained_trunk_val for fold in record.folds if fold.untrained_trunk_val is not None]
     if trunk_val:
-        mean = {name: sum(values[name] for values in trunk_val) / len(trunk_val) for name in COLUMNS}
+        mean = {name: sum(values[name] for values in trunk_val) / len(trunk_val) for name in METRICS}
         rows.insert(0, ("validation, untrained trunk", mean))
     if record.test is not None:
         size = record.settings["embedder"]["embedding_size"]
         width = size * len(record.test.separated_folds)
         names = {
-            "untrained_trunk": "test, untrained trunk, full width",
-            "untrained_trunk_pca": f"test, untrained trunk, PCA to {size}",
-            "untrained_trunk_pca_concatenated": f"test, untrained trunk, PCA to {width}",
-            "untrained_embedder": f"test, untrained embedder, {size}",
-            "untrained_embedder_concatenated": f"test, untrained embedders, concatenated, {width}",
+            UNTRAINED_TRUNK: "test, untrained trunk, full width",
+            UNTRAINED_TRUNK_PCA: f"test, untrained trunk, PCA to {size}",
+            UNTRAINED_TRUNK_PCA_CONCATENATED: f"test, untrained trunk, PCA to {width}",
+            UNTRAINED_EMBEDDER: f"test, untrained embedder, {size}",
+            UNTRAINED_EMBEDDER_CONCATENATED: f"test, untrained embedders, concatenated, {width}",
         }
         rows += [(text, record.test.baselines[key]) for key, text in names.items() if key in record.test.baselines]
         if is_trained:
@@ -57,7 +65,7 @@ def comparison_table(rows: Sequence[tuple[str, Mapping[str, Any] | None, Mapping
         lines.append((name, values))
         if others is not None and values is not None:
             lines.append((f"{name}, {other}", others))
-            lines.append(("difference", {column: _difference(values[column], others[column]) for column in COLUMNS}))
+            lines.append(("difference", {column: _difference(values[column], others[column]) for column in METRICS}))
     return accuracy_table(lines)
 
 
@@ -67,9 +75,9 @@ def _difference(value: float, other: float) -> str:
 
 def accuracy_table(rows: Sequence[tuple[str, Mapping[str, Any] | None]]) -> str:
     """Renders named accuracies in per cent as a Markdown table; what is None is shown as missing."""
-    lines = ["| accuracy in % | " + " | ".join(COLUMNS.values()) + " |", "|:--|" + "--:|" * len(COLUMNS)]
+    lines = ["| accuracy in % | " + " | ".join(METRICS.values()) + " |", "|:--|" + "--:|" * len(METRICS)]
     lines += [
-        f"| {name} | " + " | ".join(_percent(values, column) for column in COLUMNS) + " |" for name, values in rows
+        f"| {name} | " + " | ".join(_percent(values, column) for column in METRICS) + " |" for name, values in rows
     ]
     width = [
         max(len(cell) for cell in column) for column in zip(*(line.split("|")[1:-1] for line in lines), strict=True)

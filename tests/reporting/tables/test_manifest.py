@@ -9,8 +9,9 @@ import pytest
 
 from mlrc_lightning.__main__ import main
 from mlrc_lightning.errors import RecordError
+from mlrc_lightning.names import QUERIES_FILE
 from mlrc_lightning.reporting.tables.make import replace_block, write_page
-from mlrc_lightning.reporting.tables.manifest import QUERIES_FILE, verify
+from mlrc_lightning.reporting.tables.manifest import verify
 from mlrc_lightning.reporting.tables.render import RENDERERS
 from mlrc_lightning.reporting.tables.setting import setting_page
 from mlrc_lightning.results import queries
