@@ -30,6 +30,8 @@ import numpy as np
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
+from mlrc_sweeper import LEDGER_NAME, read
+
 RESULTS = Path("outputs/benchmarks/search_quality.jsonl")
 REFERENCE = Path(__file__).parents[1] / "mlrc_lightning/reference/original_trials_one_parameter.csv"
 RESIDUAL = 0.006
@@ -252,13 +254,12 @@ def sweeper(landscape: Landscape, seed: int, num_trials: int, name: str, *more: 
         finally:
             sys.argv = before
         points: dict[int, dict[str, float]] = {}
-        for line in (Path(directory) / "ledger.jsonl").read_text().splitlines():
-            record = json.loads(line)
-            if record["type"] == "proposed":
-                points[record["payload"]["trial"]] = record["payload"]["parameters"]
-            elif record["type"] == "result":
-                measured = record["payload"]["metrics"]["objective"]
-                yield points[record["payload"]["trial"]], measured.get("replicates", measured["mean"])
+        for record in read(Path(directory) / LEDGER_NAME).records:
+            if record.type == "proposed":
+                points[record.payload["trial"]] = record.payload["parameters"]
+            elif record.type == "result":
+                measured = record.payload["metrics"]["objective"]
+                yield points[record.payload["trial"]], measured.get("replicates", measured["mean"])
 
 
 def run_one(name: str, method: str, seed: int, num_trials: int) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mlrc_sweeper import LEDGER_NAME, Record, read
+
 ROOT = Path(__file__).parents[1]
 APP = ROOT / "tests" / "launchers" / "app" / "search.py"
 CANCELLED, KILLED, HANGING, REQUEUED = 3, 7, 10, 14
@@ -121,23 +123,22 @@ def _kill_step(directory: Path, number: int) -> None:
     raise SystemExit(f"job {number} has no process")
 
 
-def _records(directory: Path) -> list[dict[str, Any]]:
-    path = directory / "ledger.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+def _records(directory: Path) -> list[Record]:
+    path = directory / LEDGER_NAME
+    return read(path).records if path.exists() else []
 
 
 def _payloads(directory: Path, type_: str) -> list[dict[str, Any]]:
-    return [record["payload"] for record in _records(directory) if record["type"] == type_]
+    return [record.payload for record in _records(directory) if record.type == type_]
 
 
 def _open_jobs(directory: Path) -> set[int]:
     jobs: set[int] = set()
     for record in _records(directory):
-        if record["type"] == "started":
-            jobs.add(record["payload"]["job"])
-        elif record["type"] in ("result", "job_failed"):
-            jobs.discard(record["payload"]["job"])
+        if record.type == "started":
+            jobs.add(record.payload["job"])
+        elif record.type in ("result", "job_failed"):
+            jobs.discard(record.payload["job"])
     return jobs
 
 

@@ -7,7 +7,6 @@ Both are measured in one process, one after the other, so that the ratios hold o
 """
 
 import contextlib
-import json
 import logging
 import random
 import statistics
@@ -21,6 +20,8 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
+
+from mlrc_sweeper import LEDGER_NAME, read
 
 NUM_TRIALS = 50
 NUM_REPEATS = 3
@@ -147,9 +148,8 @@ def bare_jobs() -> float:
 
 
 def proposal_seconds(directory: str) -> float:
-    lines = (Path(directory) / "ledger.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    return sum(r["payload"]["seconds"] for r in records if r["type"] == "proposed")
+    records = read(Path(directory) / LEDGER_NAME).records
+    return sum(record.payload["seconds"] for record in records if record.type == "proposed")
 
 
 def main() -> None:
@@ -174,7 +174,7 @@ def main() -> None:
         with contextlib.redirect_stdout(None):
             sweep(directory)
         print(f"  the finished search again: {time.perf_counter() - begin:.2f} s")
-        ledger = Path(directory) / "ledger.jsonl"
+        ledger = Path(directory) / LEDGER_NAME
         lines = ledger.read_text().splitlines(keepends=True)
         last = max(index for index, line in enumerate(lines) if '"type":"proposed"' in line)
         ledger.write_text("".join(lines[:last]))

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mlrc_lightning"
 # from the bottom to the top; rooms of one line know nothing of each other
 ROOMS = [
-    ["errors", "reference", "_torchvision", "_lazy"],
+    ["errors", "names", "reference", "_torchvision", "_lazy"],
     ["metrics", "reading", "files"],
     ["data", "results"],
     ["settings"],
@@ -27,7 +27,7 @@ HEAVY = ["torch", "pytorch_lightning", "timm", "torchvision", "ax", "pandas", "s
 # of the rooms that hold torch too, the modules that stay importable without it
 LIGHT = ["data.splits", "training.selection", "parallel.signals", "parallel.ranks", "protocol.finished", "__main__"]
 LIGHT += ["cli.errors", "cli.study", "cli.submit", "original.translate", "original.folder"]
-LIGHT_ROOMS = ["errors", "reading", "files", "results", "settings", "reporting"]
+LIGHT_ROOMS = ["errors", "names", "reading", "files", "results", "settings", "reporting"]
 # they draw, with matplotlib, and the report puts the drawings on its pages
 DRAWING = ("reporting.figures.", "reporting.site.")
 

@@ -16,8 +16,8 @@ from mlrc_lightning.errors import WeightsError
 from mlrc_lightning.files import write_bytes
 from mlrc_lightning.models.bn_inception import BNInception
 from mlrc_lightning.names import RECORD_FILE
+from mlrc_lightning.original.folder import NUM_FOLDS
 from mlrc_lightning.results.records import TrialRecord, read_json
-from mlrc_lightning.settings.types import NUM_FOLDS
 from mlrc_lightning.training.checkpoint import PARTS
 from mlrc_lightning.training.module import EmbeddingModule
 

@@ -23,6 +23,7 @@ from mlrc_lightning.files import config_folder
 from mlrc_lightning.original.folder import (
     _MISSING,
     CATEGORIES,
+    NUM_FOLDS,
     Unmapped,
     _configs,
     _defaults,
@@ -35,7 +36,6 @@ from mlrc_lightning.original.folder import (
     _to_new_keys,
 )
 from mlrc_lightning.reading import leaves
-from mlrc_lightning.settings.types import NUM_FOLDS
 
 _DATASETS = {"CUB200": "cub200", "Cars196": "cars196", "StanfordOnlineProducts": "sop"}
 _OPTIMIZERS = ("RMSprop", "SGD", "Adam", "AdamW")

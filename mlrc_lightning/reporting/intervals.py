@@ -14,12 +14,13 @@ from mlrc_lightning.errors import RecordError
 class Interval:
     """A mean and the half width of its interval, in the unit of the values.
 
-    `half_width` is None where there are fewer than two values: one run says nothing of its own uncertainty.
+    `half_width` is None where there are fewer than two values: one run says nothing of its own uncertainty. `n` is the
+    number of values; 0 where it is not known.
     """
 
     mean: float
-    half_width: float | None
-    n: int
+    half_width: float | None = None
+    n: int = 0
 
     def scaled(self, factor: float) -> Interval:
         """Returns the interval in another unit, as per cent of a fraction."""

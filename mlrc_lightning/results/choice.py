@@ -36,11 +36,8 @@ class Choice:
         own = [run_set for run_set in sets if (run_set.protocol, run_set.setting) == (protocol, setting)]
         self.sets = [run_set for run_set in own if run_set.loss != UNTRAINED and run_set.source == source]
         self.baselines = [run_set for run_set in own if run_set.loss == UNTRAINED]
-        self.searches = {
-            search.loss: search
-            for search in searches
-            if (search.protocol, search.setting, search.name) == (protocol, setting, SEARCH)
-        }
+        self._searches = [search for search in searches if (search.protocol, search.setting) == (protocol, setting)]
+        self.searches = {search.loss: search for search in self._searches if search.name == SEARCH}
 
     @cached_property
     def data(self) -> str | None:
@@ -57,6 +54,16 @@ class Choice:
         sets = [run_set for run_set in self.sets if run_set.loss == loss]
         search = self.searches.get(loss) if self.source == SEARCH else None
         return furthest([s for s in sets if search is not None and has_best_hyperparameters(s, search)] or sets)
+
+    def of_each_search(self, loss: str) -> list[RunSet]:
+        """Returns the runs of the best trial of each search of a loss, whatever the search is called."""
+        found = {}
+        for search in self._searches if self.source == SEARCH else ():
+            own = [s for s in self.sets if s.loss == loss == search.loss and s.complete]
+            counted = next((s for s in own if has_best_hyperparameters(s, search)), None)
+            if counted is not None:
+                found[counted.digest] = counted
+        return list(found.values())
 
     def comparable(self, run_set: RunSet) -> list[Run]:
         """Returns the finished runs of a set that share the data of the others."""

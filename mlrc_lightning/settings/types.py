@@ -15,8 +15,6 @@ from mlrc_lightning.errors import ConfigError
 from mlrc_lightning.names import UNTRAINED
 from mlrc_lightning.reading import leaves, suggestion
 
-NUM_FOLDS = 4
-"""Folds of the original's experiments (section 1.6), as its folders count them; ours are `split.num_folds`."""
 ALL_FOLDS = "all"
 STAGES = ("train", "search", "reproduce", UNTRAINED)
 RUN_STAGES = ("reproduce", UNTRAINED)

@@ -13,7 +13,8 @@ from mlrc_lightning.reporting.statistics import search_variance, variance_compon
 from mlrc_lightning.reporting.tables.catalog import BASELINES
 from mlrc_lightning.reporting.tables.cells import Accuracy, Page
 from mlrc_lightning.reporting.tables.setting import value_at
-from mlrc_lightning.results.runs import RunSet, has_best_hyperparameters
+from mlrc_lightning.results.choice import Choice
+from mlrc_lightning.results.runs import RunSet
 from mlrc_lightning.results.searches import SearchResult
 
 
@@ -46,7 +47,7 @@ class Spread:
 
 def spreads(page: Page, outputs: Path, sets: Sequence[RunSet], searches: Sequence[SearchResult]) -> list[Spread]:
     """Returns the spread of each loss of a setting's table that has runs, over the runs that its cells are of."""
-    place = page.arguments["protocol"], page.arguments["setting"]
+    choice = Choice(page.arguments["protocol"], page.arguments["setting"], page.arguments["source"], sets, searches)
     runs = {str(run.folder.relative_to(outputs)): run for run_set in sets for run in run_set.runs}
     baselines = {row.name for row in BASELINES}
     found = []
@@ -64,36 +65,28 @@ def spreads(page: Page, outputs: Path, sets: Sequence[RunSet], searches: Sequenc
                     assert outcome.test is not None
                     folds = outcome.test.separated_folds
                     scores.append([float(folds[fold][MAP_AT_R]) for fold in sorted(folds, key=int)])
-                settings = _settings(place, row.name, page.arguments["source"], sets, searches)
-                found.append(_spread(row.title, scores, settings))
+                found.append(_spread(row.title, scores, _scores_of_searches(choice, row.name)))
     return found
 
 
-def _settings(
-    place: tuple[str, str], loss: str, source: str, sets: Sequence[RunSet], searches: Sequence[SearchResult]
-) -> list[list[float]]:
-    """Returns the runs' scores of each search that has runs of its best setting."""
-    own = [s for s in sets if (s.protocol, s.setting, s.loss, s.source) == (*place, loss, "search") and s.complete]
-    settings: dict[str, list[float]] = {}
-    for search in searches:
-        if (search.protocol, search.setting, search.loss) == (*place, loss) and source == "search":
-            for run_set in own:
-                if has_best_hyperparameters(run_set, search):
-                    values = [value_at(run.outcome, f"test.separated.{MAP_AT_R}") for run in run_set.complete]
-                    settings[run_set.digest] = [value for value in values if value is not None]
-                    break
-    return list(settings.values())
+def _scores_of_searches(choice: Choice, loss: str) -> list[list[float]]:
+    """Returns the scores of the runs of each search's best trial."""
+    scores = [
+        [value_at(run.outcome, f"test.separated.{MAP_AT_R}") for run in choice.comparable(run_set)]
+        for run_set in choice.of_each_search(loss)
+    ]
+    return [[score for score in of_search if score is not None] for of_search in scores]
 
 
-def _spread(loss: str, scores: Sequence[Sequence[float]], settings: Sequence[Sequence[float]]) -> Spread:
+def _spread(loss: str, scores: Sequence[Sequence[float]], searches: Sequence[Sequence[float]]) -> Spread:
     between = None
-    if len(settings) > 1 and sum(map(len, settings)) > len(settings) and all(settings):
-        between = math.sqrt(search_variance(settings).between_searches)
+    if len(searches) > 1 and sum(map(len, searches)) > len(searches) and all(searches):
+        between = math.sqrt(search_variance(searches).between_searches)
     try:
         parts = variance_components(scores)
     except RecordError as error:
-        return Spread(loss, None, None, None, between, len(scores), len(settings), (), str(error))
+        return Spread(loss, None, None, None, between, len(scores), len(searches), (), str(error))
     return Spread(
         loss, math.sqrt(parts.run), math.sqrt(parts.fold), math.sqrt(parts.residual), between, parts.num_runs,
-        len(settings), parts.truncated, "",
+        len(searches), parts.truncated, "",
     )  # fmt: skip

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from mlrc_lightning.reporting.intervals import Interval
+
 Role = Literal["ours", "paper", "difference", "runs", "text"]
 
 
@@ -25,12 +27,9 @@ class Provenance:
 
 
 @dataclass(frozen=True)
-class Accuracy:
+class Accuracy(Interval):
     """A mean over runs, as a fraction in [0, 1], with the half width of its interval where there is one."""
 
-    mean: float
-    half_width: float | None = None
-    n: int | None = None
     provenance: Provenance | None = None
     is_best: bool = False
 

@@ -74,7 +74,7 @@ def _composition(name: str, overrides: Sequence[str], protocol: str | None, outp
         beginning, own_name, protocol = [], name, protocol or known[0]
     composed = compose([*beginning, *overrides], outputs)
     wanted = replace(composed, setting=own_name or composed.setting, protocol=protocol or composed.protocol)
-    return wanted, wanted == composed
+    return wanted, own_name is None and protocol in (None, composed.protocol)
 
 
 def write_page(

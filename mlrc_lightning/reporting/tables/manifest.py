@@ -8,13 +8,14 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mlrc_lightning.errors import RecordError
 from mlrc_lightning.files import read_plain_json, write_json
 from mlrc_lightning.names import METRICS, QUERIES_FILE, RECORD_FILE
-from mlrc_lightning.reporting.intervals import t_interval
+from mlrc_lightning.reporting.intervals import Interval, t_interval
 from mlrc_lightning.reporting.tables.cells import Accuracy, Number, Page
 from mlrc_lightning.reporting.tables.setting import value_at
 from mlrc_lightning.results.records import TrialRecord
@@ -224,12 +225,11 @@ def _check_cell(cell: Mapping[str, Any], runs: Mapping[str, TrialRecord | None])
         if value is None:
             return f"cell {cell['cell']}: {folder} has no {cell['field']} any more."
         values.append(value)
-    interval = t_interval(values)
-    half_width = interval.half_width or None if cell["half_width"] is None else interval.half_width
-    then = cell["mean"], cell["half_width"], cell["n"]
-    if then == (interval.mean, half_width, interval.n):
-        return None
-    return f"cell {cell['cell']}: {_shown(*then)} in the table, {_shown(interval.mean, half_width, interval.n)} now."
+    then = Interval(cell["mean"], cell["half_width"], cell["n"])
+    now = t_interval(values)
+    if then.half_width is None and not now.half_width:
+        now = replace(now, half_width=None)
+    return None if then == now else f"cell {cell['cell']}: {_shown(then)} in the table, {_shown(now)} now."
 
 
 def _check_search_cell(cell: Mapping[str, Any], best: Mapping[str, Mapping[str, Any]]) -> str | None:
@@ -278,5 +278,7 @@ def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _shown(mean: float, half_width: float | None, n: int) -> str:
-    return f"{100 * mean:.6f}{'' if half_width is None else f' ± {100 * half_width:.6f}'} (n = {n})"
+def _shown(interval: Interval) -> str:
+    per_cent = interval.scaled(100)
+    half_width = "" if per_cent.half_width is None else f" ± {per_cent.half_width:.6f}"
+    return f"{per_cent.mean:.6f}{half_width} (n = {interval.n})"

@@ -185,7 +185,7 @@ def _csv_fields(cell: Cell) -> list[str]:
     """Returns value, half_width, n and lacking."""
     if isinstance(cell, Accuracy):
         half_width = "" if cell.half_width is None else percent(cell.half_width)
-        return [percent(cell.mean), half_width, "" if cell.n is None else str(cell.n), ""]
+        return [percent(cell.mean), half_width, str(cell.n or ""), ""]
     if isinstance(cell, Missing):
         return ["", "", "", cell.lacking]
     return [cell_text(cell).replace("−", "-"), "", "", ""]
