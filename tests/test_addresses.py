@@ -42,6 +42,7 @@ def test_class_in_conf_is_named_by_its_room(address):
     assert get_class(address).__name__ == name
 
 
+@pytest.mark.slow
 def test_renaming_a_module_changes_no_id(tmp_path):
     datasets = sorted(path.stem for path in (config_folder() / "dataset").glob("*.yaml"))
     losses = itertools.cycle(["soft_triple", "proxy_nca", "arcface"])

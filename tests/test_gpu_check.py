@@ -123,6 +123,7 @@ def fake(tmp_path):
     return check
 
 
+@pytest.mark.slow
 def test_a_bad_part_stops_no_other(fake, tmp_path):
     # of 480 s the hanging part may take 5, which it uses up
     done, out = fake("--device", "cpu", limits={**dict.fromkeys(PARTS, 120), "trial": 5})

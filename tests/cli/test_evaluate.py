@@ -102,6 +102,7 @@ def test_a_line_cut_off_by_a_crash_costs_no_other(tmp_path):
     assert read_evaluations(tmp_path / "elsewhere") == []
 
 
+@pytest.mark.slow
 def test_pretrained_weights_are_not_asked_for_again(trained, folder, edit):
     small = ["fold=0", "schedule.max_epochs=1", "schedule.iterations_per_epoch=1"]
     record = trained(folder, *RUN, "trunk=bn_inception", "trunk.pretrained=false", *small)
@@ -119,6 +120,7 @@ def test_data_that_moved_is_found_and_data_that_changed_is_noted(trained, folder
     assert "Note: the dataset is not the record's: other trainval_fingerprint." in shown
 
 
+@pytest.mark.slow
 def test_runs_without_models_are_refused(trained, tmp_path, folder, edit):
     trained(tmp_path / "search", *QUICK, "fold=0", is_sweep_job=True)
     with pytest.raises(WeightsError, match="weights of fold 0, which were not kept"):
@@ -200,6 +202,7 @@ def test_the_trusted_classes_are_those_of_our_yaml_files():
                for name in trusted)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_records_from_before_runs_were_numbered_still_read(trained, folder, edit):
     record = trained(folder, *QUICK, "fold=0")
 
@@ -220,6 +223,7 @@ def test_records_from_before_runs_were_numbered_still_read(trained, folder, edit
 # trained again
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_again_beside_itself_and_is_the_same(trained, folder):
     record = trained(folder, *RUN, "fold=[0,2]")
     shown = reproduce(folder, exact=True)
@@ -265,6 +269,7 @@ def test_exact_demands_the_versions_before_it_trains(trained, folder, edit, monk
         reproduce(folder, exact=True)
 
 
+@pytest.mark.slow
 def test_exact_trains_with_the_records_number_of_threads(settings, folder):
     before = torch.get_num_threads()
     try:

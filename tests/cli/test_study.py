@@ -227,6 +227,7 @@ def wait_for(path, running):
         (signal.SIGHUP, "SIGTERM", 2),
     ],
 )
+@pytest.mark.slow
 def test_a_signal_stops_the_commands_under_way_and_no_further_one_is_started(tmp_path, number, passed_on, jobs):
     study(tmp_path).composition()  # remembered
     arguments = ["study", "cub200", "--losses", "arcface", "triplet", "contrastive", "--jobs", str(jobs)]
@@ -248,6 +249,7 @@ def test_a_signal_stops_the_commands_under_way_and_no_further_one_is_started(tmp
     assert "The same command goes on from there." in messages
 
 
+@pytest.mark.slow
 def test_a_hangup_that_nohup_has_ignored_stays_ignored(tmp_path):
     study(tmp_path).composition()
     arguments = ["study", "cub200", "--losses", "arcface", "--hyperparameters", "paper", "--outputs", str(tmp_path)]
@@ -311,6 +313,7 @@ def test_a_table_needs_no_torch_and_little_time(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_make_n_shows_the_commands_and_runs_none(tmp_path):
     # a make inside a make also says which folder it enters and leaves
     command = ["make", "-n", "--no-print-directory", "table-cub200", "LOSSES=arcface contrastive"]

@@ -157,6 +157,7 @@ def smooth(width, height, mode, seed):
     return Image.fromarray(pixels[..., 0] if mode == "L" else pixels).convert(mode)
 
 
+@pytest.mark.slow
 def test_training_reads_the_pixels_of_the_papers_uncached_transform(tmp_path):
     files = []
     for number, (size, mode, kind) in enumerate(

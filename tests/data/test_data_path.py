@@ -83,6 +83,7 @@ def test_torch_crops_the_same_boxes(settings):
     assert differences.max() == 1
 
 
+@pytest.mark.slow
 def test_a_trial_is_the_same_whatever_crops_and_whether_it_is_cached(settings, tmp_path, monkeypatch, caplog):
     plain = run_trial(settings(*QUICK, *CROPS), tmp_path / "plain")
     assert plain.data_path == {

@@ -45,6 +45,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_worker_keeps_its_imports_from_job_to_job(make_launcher: MakeLauncher, tmp_path: Path) -> None:
     launcher = make_launcher("mlrc_local", "hydra.launcher.workers=1")
     first, second = (r.return_value for r in launcher.launch([["x=1"], ["x=2"]], 0))
@@ -61,6 +62,7 @@ def test_a_worker_keeps_its_imports_from_job_to_job(make_launcher: MakeLauncher,
         assert (tmp_path / f"out/{number}/.hydra/overrides.yaml").read_text() == f"- x={number + 1}\n"
 
 
+@pytest.mark.slow
 def test_a_second_search_of_the_process_finds_the_workers_warm(make_launcher: MakeLauncher) -> None:
     before = make_launcher("mlrc_local", "hydra.launcher.workers=1").launch([[]], 0)[0].return_value
     after = make_launcher("mlrc_local", "hydra.launcher.workers=1").launch([[]], 1)[0].return_value
@@ -68,6 +70,7 @@ def test_a_second_search_of_the_process_finds_the_workers_warm(make_launcher: Ma
     assert after["was_warm"]
 
 
+@pytest.mark.slow
 def test_slots_call_from_several_threads_and_jobs_run_side_by_side(make_launcher: MakeLauncher) -> None:
     launcher = make_launcher("mlrc_local", "hydra.launcher.workers=2")
     launcher.launch([[], []], 0)  # warm both
@@ -86,6 +89,7 @@ def test_slots_call_from_several_threads_and_jobs_run_side_by_side(make_launcher
     assert max(job["began"] for job in found.values()) < min(job["ended"] for job in found.values())
 
 
+@pytest.mark.slow
 def test_more_jobs_than_workers_wait_for_a_free_one(make_launcher: MakeLauncher) -> None:
     launcher = make_launcher("mlrc_local", "hydra.launcher.workers=2")
     returned = [r.return_value for r in launcher.launch([["behaviour=meet"]] * 2 + [[]] * 4, 0)]
@@ -97,6 +101,7 @@ def test_more_jobs_than_workers_wait_for_a_free_one(make_launcher: MakeLauncher)
     ("behaviour", "reason"),
     [("kill", "killed by SIGKILL"), ("segfault", "killed by SIGSEGV")],
 )
+@pytest.mark.slow
 def test_a_dead_worker_fails_its_job_alone_and_is_replaced(
     make_launcher: MakeLauncher, tmp_path: Path, behaviour: str, reason: str
 ) -> None:
@@ -111,6 +116,7 @@ def test_a_dead_worker_fails_its_job_alone_and_is_replaced(
     assert after.return_value["pid"] != good.return_value["pid"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_died_while_idle_costs_no_job(make_launcher: MakeLauncher) -> None:
     launcher = make_launcher("mlrc_local", "hydra.launcher.workers=1")
     pid = launcher.launch([[]], 0)[0].return_value["pid"]
@@ -141,6 +147,7 @@ def test_a_job_that_cannot_be_composed_says_so(make_launcher: MakeLauncher) -> N
 
 
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGHUP])
+@pytest.mark.slow
 def test_workers_end_with_a_killed_launcher_and_take_their_children_along(app: App, by: signal.Signals) -> None:
     process = app.start("hydra/launcher=mlrc_local", "hydra.launcher.workers=2", "behaviour=sleep", "x=1,2")
     wait_for(lambda: len(app.runs(0)) == len(app.runs(1)) == 1)
@@ -169,6 +176,7 @@ def test_a_worker_that_is_interrupted_before_it_begins_is_not_replaced(
     assert launcher.launch([[]], 1)[0].status == JobStatus.COMPLETED
 
 
+@pytest.mark.slow
 def test_an_interrupt_reaches_the_job_which_may_clean_up(app: App) -> None:
     process = app.start("hydra/launcher=mlrc_local", "hydra.launcher.workers=1", "behaviour=interrupted", "x=1,2")
     wait_for((app.folder / "out/0/listens.txt").exists)
@@ -230,6 +238,7 @@ NAMES = ["SIGTERM", "SIGUSR1", "SIGUSR2"]
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_a_signal_to_a_sweep_reaches_its_jobs_and_the_command_ends_with_75(app: App, name: str) -> None:
     command = ("hydra/launcher=mlrc_local", "hydra.launcher.workers=2", "behaviour=stoppable", "x=1,2,3")
     process = app.start(*command)
@@ -242,6 +251,7 @@ def test_a_signal_to_a_sweep_reaches_its_jobs_and_the_command_ends_with_75(app: 
     assert not app.runs(2), "a job began after the signal"
 
 
+@pytest.mark.slow
 def test_a_job_that_says_by_itself_that_it_was_stopped_ends_a_sweep_with_75(app: App) -> None:
     process = app.start("hydra/launcher=mlrc_local", "hydra.launcher.workers=1", "behaviour=stoppable", "x=1,2")
     wait_for((app.folder / "out/0/listens.txt").exists)
@@ -251,6 +261,7 @@ def test_a_job_that_says_by_itself_that_it_was_stopped_ends_a_sweep_with_75(app:
     assert not app.runs(1)
 
 
+@pytest.mark.slow
 def test_a_job_that_does_not_listen_is_ended_by_the_signal(app: App) -> None:
     process = app.start("hydra/launcher=mlrc_local", "hydra.launcher.workers=1", "behaviour=sleep", "x=1,2")
     wait_for(lambda: len(app.runs(0)) == 1)

@@ -51,6 +51,7 @@ def read_all(cfg: DictConfig) -> dict[str, int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the kernel tells of no /proc/PID/smaps")
+@pytest.mark.slow
 def test_local_workers_share_the_memory_of_decoded_images(
     make_launcher: Callable[..., Launcher], tmp_path: Path
 ) -> None:

@@ -122,6 +122,7 @@ def test_a_killed_job_fails_with_its_signal_whoever_remembers_it(
     assert "1_0_log.err" in str(error)
 
 
+@pytest.mark.slow
 def test_jobs_that_slurm_ended_have_each_their_own_state(make: Make, hold: Make) -> None:
     cases = [
         (LOST_NODE, "NODE_FAIL", "lost its node (NodeDown). Its log is"),
@@ -154,6 +155,7 @@ def test_the_accounting_is_asked_where_the_controller_forgot_and_stale_rows_are_
     assert error.state == state
 
 
+@pytest.mark.slow
 def test_one_answer_is_no_end_however_seldom_the_controller_is_asked(
     make: Make, hold: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,6 +237,7 @@ def leave_result(tmp_path: Path, returned: JobReturn, number: int = 0) -> None:
     path.with_suffix(".partial").replace(path)
 
 
+@pytest.mark.slow
 def test_a_failure_counts_only_once_slurm_is_done_with_the_job(make: Make, hold: Make, tmp_path: Path) -> None:
     # a requeue ends the first run's data loaders, say, and its task raises for that
     hold(job_1={"state": "COMPLETING"})
@@ -264,6 +267,7 @@ def test_a_controller_that_is_away_for_a_while_ends_nothing(
     assert [line for line in caplog.messages if "Unable to contact slurm controller" in line]
 
 
+@pytest.mark.slow
 def test_a_controller_that_stays_away_is_given_up_in_the_end(make: Make, hold: Make) -> None:
     hold(squeue=NO_CONTROLLER)
     error = error_of(make("hydra.launcher.give_up_after_min=0.02").launch([[]], 0)[0])
@@ -271,6 +275,7 @@ def test_a_controller_that_stays_away_is_given_up_in_the_end(make: Make, hold: M
     assert error.state == "UNREACHABLE"
 
 
+@pytest.mark.slow
 def test_a_held_job_is_waited_for_and_said_to_be_held(
     make: Make, hold: Make, fake_slurm: FakeSlurm, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -553,6 +558,7 @@ def test_a_search_killed_twice_loses_nothing_and_runs_nothing_twice(app: App, fa
     assert [p["state"] for p in ledger_of(app, "job_failed")] == ["FAILED"]
 
 
+@pytest.mark.slow
 def test_a_job_that_was_requeued_after_its_failure_was_told_is_no_second_one(
     make: Make, hold: Make, fake_slurm: FakeSlurm
 ) -> None:

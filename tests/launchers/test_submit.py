@@ -87,6 +87,7 @@ def test_what_cannot_be_submitted_says_why(fake_slurm: FakeSlurm) -> None:
         submit(["make"], [], [], Path("outputs"))
 
 
+@pytest.mark.slow
 def test_jobs_of_a_search_are_listed_and_cancelled(
     make_launcher: Callable[..., Launcher],
     fake_slurm: FakeSlurm,

@@ -67,6 +67,7 @@ def original_features(model, pixels):
     return model.global_pool(model.features(x)).flatten(1)
 
 
+@pytest.mark.slow
 def test_state_dicts_exchange_strictly_both_ways(original, trunk):
     names = list(without_classifier(original.state_dict()))
     assert list(trunk.state_dict()) == names

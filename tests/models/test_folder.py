@@ -86,6 +86,7 @@ def model_folder(s, folder):
     return module
 
 
+@pytest.mark.slow
 def test_small_cnn_needs_torch_alone(settings, tmp_path):
     s = settings("transform.resize=40")
     module = model_folder(s, tmp_path / "model")
@@ -124,6 +125,7 @@ def test_bn_inception_needs_pretrainedmodels_and_takes_blue_first(settings, tmp_
     assert found.std() > 0.01
 
 
+@pytest.mark.slow
 def test_the_code_reads_the_transform_and_does_not_repeat_it(settings, tmp_path):
     s = settings()
     module = model_folder(s, tmp_path / "model")
@@ -150,6 +152,7 @@ def test_a_trunk_of_ones_own_is_named_with_its_package(settings, tmp_path, monke
     assert "OwnTrunk(**{'width': 24})" in text
 
 
+@pytest.mark.slow
 def test_every_fold_of_a_finished_run_is_such_a_folder(trained, tmp_path):
     record = trained(tmp_path / "run", "stage=reproduce", "hyperparameters=default", "run=0", "loss=triplet")
     for fold in record.folds:
@@ -162,6 +165,7 @@ def test_every_fold_of_a_finished_run_is_such_a_folder(trained, tmp_path):
         assert f"after epoch {fold.selected_epoch}, the best" in (folder / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_without_kept_models_there_is_no_folder_but_their_digests_are_known(trained, tmp_path):
     overrides = ("loss=triplet", "fold=0", "schedule.iterations_per_epoch=2")
     kept, thrown = trained(tmp_path / "kept", *overrides), trained(tmp_path / "s", *overrides, "stage=search")

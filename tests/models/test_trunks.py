@@ -106,6 +106,7 @@ def packaged_weights(tmp_path):
     return file
 
 
+@pytest.mark.slow
 def test_a_pretrained_trunk_tells_photos_apart_better_than_a_random_one(tmp_path):
     # scikit-learn's two photos, cut into pieces: pieces of one photo should lie closer together
     from sklearn.datasets import load_sample_images

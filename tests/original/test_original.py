@@ -732,6 +732,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 def test_a_folder_is_run_as_a_trial_and_its_origin_kept(write, tmp_path):
     folder = write(published("Multi Similarity + Miner", "cub200"))
     places = [f"output_root={tmp_path / 'out'}", f"data_root={tmp_path / 'data'}"]
@@ -864,6 +865,7 @@ def test_an_exported_model_loads_strictly_into_the_original_and_embeds_the_same(
         torch.testing.assert_close(embeddings_of(trunk, embedder), ours(images()), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_model_goes_there_and_back_bit_for_bit(original, ours, tmp_path):
     back = load_original(*export_original(ours, tmp_path / "a"))
     assert list(back.state_dict()) == list(ours.state_dict())
@@ -923,6 +925,7 @@ def test_files_that_are_no_such_model_are_refused(ours, tmp_path, capsys, part, 
     assert not capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_other_models_and_trials_without_models_have_no_such_form(settings, tmp_path):
     with pytest.raises(WeightsError, match="found SmallCNN and Linear"):
         export_original(EmbeddingModule(SmallCNN(width=8), nn.Linear(256, 8)), tmp_path / "x")

@@ -129,6 +129,7 @@ def test_the_model_folder_is_whole_and_gives_the_record_s_figures(frozen, tmp_pa
     assert evaluate_again(s, data, record.folds, tmp_path / "run", "val").separated == pytest.approx(fold.val)
 
 
+@pytest.mark.slow
 def test_baselines_are_those_of_the_trunk_itself(frozen, settings, weights, tmp_path):
     s = frozen("evaluation.baselines=true")
     found = run_trial(s, tmp_path / "frozen")
@@ -145,6 +146,7 @@ def test_a_search_computes_no_features_of_test_images(frozen, tmp_path):
     assert made == {"trainval"}
 
 
+@pytest.mark.slow
 def test_features_are_computed_once(frozen, tmp_path, monkeypatch):
     run_trial(frozen("stage=search"), tmp_path / "one")
 
@@ -219,6 +221,7 @@ def test_other_weights_are_other_features(frozen, weights):
     assert TrialData(frozen("stage=search", f"trunk.pretrained={copy}")).trainval.features.file == after.file
 
 
+@pytest.mark.slow
 def test_a_proxy_is_named_so_and_has_results_of_its_own(frozen, settings, weights):
     proxy = frozen()
     assert proxy.protocol.startswith(f"mlrc-frozen_proxy-{NAME}-")
@@ -259,6 +262,7 @@ def test_a_small_disk_and_a_broken_trunk_are_told(frozen, monkeypatch):
         TrialData(s)
 
 
+@pytest.mark.slow
 def test_an_untrained_pretrained_trunk_is_evaluated_once_a_fold(settings, weights, tmp_path, monkeypatch):
     names = ["trunk=timm", f"trunk.name={NAME}", f"trunk.pretrained={weights}", "fold=0", "stage=search"]
     names += ["evaluation.check_untrained_accuracy=true", "schedule.iterations_per_epoch=1", "schedule.max_epochs=1"]

@@ -49,6 +49,7 @@ def test_the_seeds_of_runs_are_numpys_children_of_the_root_seed():
     assert len({*seeds, *(seed_of_run(8, run) for run in range(12))}) == 24
 
 
+@pytest.mark.slow
 def test_a_run_has_its_own_seed_and_the_record_has_run_and_root_seed(settings, folder):
     s = settings(*GIVEN, "run=3", "seed=5")
     assert (s.run, s.root_seed, s.seed) == (3, 5, seed_of_run(5, 3))
@@ -70,6 +71,7 @@ def test_runs_are_numbered_and_nothing_else_is(settings):
         settings("run=2", is_sweep_job=True)
 
 
+@pytest.mark.slow
 def test_per_query_results_have_the_records_means_and_name_their_images(settings, folder):
     # a class with a single image is no query, but a neighbour of others
     s = settings(*GIVEN, "run=0")
@@ -93,6 +95,7 @@ def test_per_query_results_have_the_records_means_and_name_their_images(settings
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_first_run_of_a_setting_stores_what_figures_of_embeddings_need(settings, tmp_path):
     for run, override, is_stored in ((0, "null", True), (1, "null", False), (0, "false", False), (1, "true", True)):
         folder = tmp_path / f"{run}-{override}"
@@ -196,6 +199,7 @@ def test_damaged_or_missing_per_query_results_are_refused_by_name(tmp_path):
 # without training
 
 
+@pytest.mark.slow
 def test_without_training_the_run_tests_untrained_trunk_and_embedders(settings, folder):
     size = "embedder.embedding_size=16"
     s = settings("stage=untrained", "run=1", size)
@@ -219,6 +223,7 @@ def test_without_training_the_run_tests_untrained_trunk_and_embedders(settings, 
     assert run_trial(s, folder) == record
 
 
+@pytest.mark.slow
 def test_a_random_trunk_differs_between_runs_and_a_pretrained_one_is_computed_once(settings, tmp_path, monkeypatch):
     runs = [settings("stage=untrained", f"run={run}", "embedder.embedding_size=16") for run in (0, 1)]
     first, second = (run_trial(s, tmp_path / "random" / str(s.run)).test.baselines for s in runs)
@@ -232,6 +237,7 @@ def test_a_random_trunk_differs_between_runs_and_a_pretrained_one_is_computed_on
     assert first["untrained_embedder"] != second["untrained_embedder"]
 
 
+@pytest.mark.slow
 def test_without_training_the_loss_decides_nothing(compose_config):
     def run_set(*overrides):
         return compose_config("stage=untrained", *overrides).run_set
@@ -247,6 +253,7 @@ def test_without_training_the_loss_decides_nothing(compose_config):
 # folders, and where hyperparameters come from
 
 
+@pytest.mark.slow
 def test_a_set_of_runs_is_named_by_source_and_setting(compose_config):
     def run_set(*overrides):
         return compose_config("stage=reproduce", "loss=arcface", "dataset.paper_setting=cub200", *overrides).run_set
@@ -294,6 +301,7 @@ def search(compose_config, tmp_path):
 FOUND = {"loss__function__margin": 33.5, "loss__function__scale": 7, "loss__optimizer__lr": 0.25}
 
 
+@pytest.mark.slow
 def test_the_default_setting_is_the_searchs_best(compose_config, search):
     overrides = search(**FOUND)
     cfg = compose_config(*overrides)
@@ -308,6 +316,7 @@ def test_the_default_setting_is_the_searchs_best(compose_config, search):
     assert given.run_set == cfg.run_set.replace("search", "given")
 
 
+@pytest.mark.slow
 def test_a_choice_on_the_command_line_wins_over_the_search(compose_config, search):
     overrides = [*search(**FOUND), "hyperparameters=paper", "dataset.paper_setting=cub200"]
     assert trial_settings(compose_config(*overrides), is_sweep_job=False).loss.function["margin"] == 23.2259
@@ -322,6 +331,7 @@ def test_without_a_search_the_message_has_its_command(compose_config, tmp_path):
         _ = cfg.hydra.run.dir
 
 
+@pytest.mark.slow
 def test_an_unfinished_search_is_refused_unless_asked_for(compose_config, search):
     """Also one that a kill in a write has left with a torn line."""
     overrides = search(**FOUND, finished=None)
@@ -343,11 +353,13 @@ def test_a_search_without_a_success_has_no_setting(compose_config, tmp_path):
         trial_settings(compose_config(*overrides, "hyperparameters.allow_unfinished=true"), is_sweep_job=False)
 
 
+@pytest.mark.slow
 def test_the_first_of_equals_is_the_searchs_best(compose_config, search):
     s = trial_settings(compose_config(*search(**FOUND, score=0.5)), is_sweep_job=False)
     assert s.hyperparameters.source == "smoke: trial 0, best of 50, finished"
 
 
+@pytest.mark.slow
 def test_other_values_than_the_searchs_are_refused(compose_config, search):
     for more, overrides, message in (
         ({}, ["loss.function.margin=3.0"], "the search has loss.function.margin=33.5, the configuration 3.0"),
@@ -358,6 +370,7 @@ def test_other_values_than_the_searchs_are_refused(compose_config, search):
             trial_settings(compose_config(*search(**FOUND, **more), *overrides), is_sweep_job=False)
 
 
+@pytest.mark.slow
 def test_a_loss_of_ones_own_takes_the_searchs_values_by_key(compose_config, search):
     own = "loss.function.margin='${mlrc.paper_or:loss.function.margin,0.05}'"
     none = ["loss.parameter_names={}", "loss.paper_name=null"]
@@ -548,6 +561,7 @@ def test_all_runs_without_training_are_one_command(tmp_path):
     assert (paths[0].parents[1] / "2" / "record.json").exists()
 
 
+@pytest.mark.slow
 def test_a_kill_between_the_last_epoch_and_the_result_loses_nothing(settings, tmp_path, monkeypatch):
     s = settings(*GIVEN, "run=0", "fold=0")
     whole = run_trial(s, tmp_path / "whole").folds[0]

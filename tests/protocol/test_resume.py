@@ -121,6 +121,7 @@ def marks(step, fast, slow):
 
 
 @pytest.mark.parametrize("step", [pytest.param(s, marks=marks(s, FAST_STOPS, SLOW_STOPS)) for s in STOPS])
+@pytest.mark.slow
 def test_a_trial_stopped_at_any_step_ends_as_the_whole_one(settings, tmp_path, at_step, whole, step):
     expected, files = uninterrupted(whole, settings, tmp_path)
     record, found = stopped_and_resumed(settings, tmp_path, at_step, step)
@@ -228,6 +229,7 @@ def at_embedding(monkeypatch):
         (7, "the test of the untrained trunk of fold 2"),
     ],
 )
+@pytest.mark.slow
 def test_a_signal_while_images_are_embedded_stops_before_the_next_and_what_goes_on_ends_as_the_whole_one(
     settings, tmp_path, at_embedding, number, where
 ):
@@ -246,6 +248,7 @@ def test_a_signal_while_images_are_embedded_stops_before_the_next_and_what_goes_
 
 
 @pytest.mark.parametrize("baselines", ["true", "false"])
+@pytest.mark.slow
 def test_a_signal_while_a_fold_is_validated_for_the_last_time_loses_no_step(
     settings, tmp_path, monkeypatch, at_embedding, baselines
 ):

@@ -78,6 +78,7 @@ def test_a_trial_trains_four_folds_tests_them_and_leaves_a_complete_record(setti
     assert f"{100 * record.test.concatenated[mapr]:.2f}" in table
 
 
+@pytest.mark.slow
 def test_the_test_accuracies_are_those_of_the_saved_weights(settings, trained, folder):
     s = settings(*QUICK)
     record = trained(folder, *QUICK)
@@ -99,6 +100,7 @@ def test_the_test_accuracies_are_those_of_the_saved_weights(settings, trained, f
     assert record.test.concatenated == pytest.approx(concatenated, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_trial_and_another_seed_another(settings, tmp_path):
     one, again, other = (
         run_trial(settings(*QUICK, f"seed={seed}"), tmp_path / name) for name, seed in [("a", 0), ("b", 0), ("c", 1)]
@@ -113,6 +115,7 @@ def test_a_finished_trial_is_not_run_again(settings, trained, folder, monkeypatc
     assert run_trial(settings(*QUICK), folder) == record
 
 
+@pytest.mark.slow
 def test_a_finished_trial_is_known_by_its_folds_stage_and_settings(settings, trained, folder):
     assert finished_trial(settings(*QUICK), folder) is None
     assert not folder.exists()
@@ -147,6 +150,7 @@ def test_more_folds_reuse_the_finished_ones(settings, trained, folder):
     ],
     ids=lambda value: value if isinstance(value, str) else f"fold{value[0]}-epoch{value[1]}",
 )
+@pytest.mark.slow
 def test_a_trial_killed_after_a_validation_ends_as_the_whole_one(settings, tmp_path, monkeypatch, loss, kill_at):
     s = settings(*QUICK, f"loss={loss}", "schedule.max_epochs=3")
     uninterrupted = run_trial(s, tmp_path / "whole")
@@ -177,6 +181,7 @@ def test_a_folder_of_another_setting_is_refused_with_the_difference_and_left_as_
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_search_draws_no_test_character_and_makes_no_test_cache(settings, tmp_path, monkeypatch):
     drawn = set()
     read = Glyphs.read
@@ -202,6 +207,7 @@ def test_the_hook_of_the_test_above_sees_a_planted_opening(settings, tmp_path):
     assert [path for path in opened if str(tmp_path) in path and Path(path).name.startswith("test-")]
 
 
+@pytest.mark.slow
 def test_a_diverging_trial_fails_with_its_reason_and_keeps_the_finished_folds(settings, folder, monkeypatch):
     s = settings(*QUICK)
     loss = assembly.EmbeddingModule.batch_loss
@@ -235,6 +241,7 @@ def test_too_few_classes_and_lonely_images_are_refused_before_training(settings,
         run_trial(settings("dataset.images.images_per_class=1"), folder / "b")
 
 
+@pytest.mark.slow
 def test_baselines_are_the_untrained_trunk_its_pca_and_the_untrained_embedder(settings, folder):
     s = settings("evaluation.baselines=true", "embedder.embedding_size=16", "schedule.iterations_per_epoch=1")
     record = run_trial(s, folder)
@@ -299,6 +306,7 @@ def test_a_trial_on_another_split_trains_validates_and_tests_its_images(settings
         assert set(data.trainval.cache.indices).isdisjoint(data.test.cache.indices)
 
 
+@pytest.mark.slow
 def test_the_split_column_of_a_csv_is_trained_validated_and_tested(compose_config, tmp_path, folder, image_folder):
     rows = ["path,label,split"]
     for path in sorted(image_folder.rglob("*.jpg")):

@@ -94,6 +94,7 @@ def protocol(compose_config, *overrides):
     return compose_config(*overrides).protocol
 
 
+@pytest.mark.slow
 def test_the_protocol_id_changes_with_the_protocol_and_with_nothing_else(compose_config):
     base = protocol(compose_config)
     assert re.fullmatch(r"mlrc-small_cnn-[0-9a-f]{8}", base)
@@ -103,6 +104,7 @@ def test_the_protocol_id_changes_with_the_protocol_and_with_nothing_else(compose
         assert protocol(compose_config, other) != base, other
 
 
+@pytest.mark.slow
 def test_a_split_that_is_not_the_papers_is_part_of_the_protocol(compose_config):
     base = protocol(compose_config)
     assert base == "mlrc-small_cnn-dfcb5e35", "the name of results that are there already"
@@ -147,6 +149,7 @@ def run_folder(compose_config, *overrides):
     return compose_config(*overrides, return_hydra_config=True).hydra.run.dir
 
 
+@pytest.mark.slow
 def test_a_run_folder_is_found_again_by_the_same_command_and_by_no_other(compose_config):
     base = run_folder(compose_config)
     assert re.fullmatch(r"outputs/mlrc-small_cnn-[0-9a-f]{8}/glyphs/arcface/train/[0-9a-f]{8}", base)

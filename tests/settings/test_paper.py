@@ -218,6 +218,7 @@ def test_the_record_says_how_exactly_the_paper_s_values_are_known(compose_config
     assert list(sources.values()) == ["conf/loss", "paper, as printed", "paper, full precision"]
 
 
+@pytest.mark.slow
 def test_two_ways_to_the_same_values_are_the_same_trial(compose_config):
     def folder(*overrides):
         return compose_config("loss=cosface", *overrides, return_hydra_config=True).hydra.run.dir

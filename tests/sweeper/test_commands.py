@@ -14,6 +14,7 @@ from .conftest import Sweep
 GRID = ("hydra.sweeper.generation.method=grid", "hydra.sweeper.ax_config.params=${grid_space}")
 
 
+@pytest.mark.slow
 def test_status_tells_of_every_search_below_a_directory(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     sweep(
         *GRID,

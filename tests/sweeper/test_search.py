@@ -41,6 +41,7 @@ def test_a_finished_search_has_every_trial_in_its_ledger_and_names_the_best(swee
     assert not any(name.endswith((".lock", ".partial")) for name in files)
 
 
+@pytest.mark.slow
 def test_a_finished_search_returns_at_once_and_more_trials_continue_it(sweep: Sweep) -> None:
     sweep(*grid("hydra.sweeper.ax_config.max_trials=3", "log=jobs.txt"))
     before = (sweep.folder / "out/d1/a/ledger.jsonl").read_bytes()
@@ -91,6 +92,7 @@ def test_a_fixed_override_may_be_declared_free(sweep: Sweep) -> None:
     assert len(sweep.payloads("completed")) == 3
 
 
+@pytest.mark.slow
 def test_a_failing_job_is_retried_in_a_new_directory_and_counts_for_nothing(sweep: Sweep) -> None:
     output = sweep(*grid("hydra.sweeper.ax_config.max_trials=4", "behaviour=raise_third"))
     assert "ValueError: only job 2" in output
@@ -121,6 +123,7 @@ def test_failed_trials_have_a_reason_no_score_and_do_not_use_up_trials(sweep: Sw
     assert len(sweep.payloads("job_failed")) == 2 * len(failed)
 
 
+@pytest.mark.slow
 def test_too_many_failures_stop_the_search_with_the_reason_and_it_can_go_on(sweep: Sweep) -> None:
     arguments = grid(
         "hydra.sweeper.ax_config.max_trials=10",
@@ -201,6 +204,7 @@ def test_a_mistake_in_the_settings_is_named_before_any_job_runs(
     assert not (sweep.folder / "jobs.txt").exists()
 
 
+@pytest.mark.slow
 def test_one_search_per_combination_each_with_its_own_space_and_folder(sweep: Sweep) -> None:
     arguments = grid(
         "hydra.sweeper.search_per=[loss,dataset]",
@@ -258,6 +262,7 @@ def test_without_search_per_a_group_choice_is_a_dimension_of_one_search(sweep: S
     assert sorted(p["loss"] for p in sweep.proposals("one")) == ["a", "c"]
 
 
+@pytest.mark.slow
 def test_a_trial_runs_once_per_replicate_and_is_their_mean(sweep: Sweep) -> None:
     sweep(
         *grid(
@@ -286,6 +291,7 @@ def test_lists_of_replicate_values_and_further_metrics_are_kept(sweep: Sweep) ->
     assert row.startswith("0,completed,grid,")
 
 
+@pytest.mark.slow
 def test_explicit_points_come_first(sweep: Sweep) -> None:
     points = "hydra.sweeper.generation.initialization=[{loss.margin: 0.7}, {loss.margin: 0.2}]"
     sweep(*grid(points, "hydra.sweeper.ax_config.max_trials=4"))
@@ -334,6 +340,7 @@ def test_of_several_sweepers_started_at_once_exactly_one_runs(sweep: Sweep, numb
     assert not (sweep.folder / "out/d1/a/search.lock").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_job_is_run_again_under_its_number(sweep: Sweep) -> None:
     arguments = grid("hydra.sweeper.ax_config.max_trials=4", "behaviour=hang_at_1")
     process = sweep.start(*arguments)

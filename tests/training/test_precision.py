@@ -143,6 +143,7 @@ def weights(folder):
     return {path.name: path.read_bytes() for path in (folder / "fold_0").glob("*.safetensors")}
 
 
+@pytest.mark.slow
 def test_the_scaler_goes_on_where_a_stopped_training_left_it(settings, tmp_path, float16, monkeypatch):
     s = settings(*QUICK, "schedule.max_epochs=3")
     expected = run_trial(s, tmp_path / "whole").folds[0]
@@ -195,6 +196,7 @@ def test_deterministic_algorithms_are_taken_where_there_are_any(settings, tmp_pa
         assert torch.is_deterministic_algorithms_warn_only_enabled() == wanted, "the others warn, and train on"
 
 
+@pytest.mark.slow
 def test_channels_last_is_the_same_network_in_another_layout(settings, tmp_path):
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     plain, last = (build_module(settings(f"trainer.channels_last={on}"), 0, None).eval() for on in (False, True))

@@ -100,6 +100,7 @@ def test_schedulers_by_iteration_and_epoch_set_the_rates_worked_by_hand(settings
     assert [row["learning_rate/loss"] for row in rows] == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_plateau_counts_validations_after_training_began_and_no_other_epoch(settings, tmp_path, monkeypatch):
     scores = iter([0.9, 0.3, 0.4, 0.4, 0.2, 0.1])  # the first is the untrained model's
     real = module.retrieval_metrics
@@ -144,6 +145,7 @@ EVERY_TIME = ("step", "plateau", "one cycle")  # by epoch, by validation, by ite
 @pytest.mark.parametrize(
     "scheduler", [pytest.param(s, marks=() if s in EVERY_TIME else pytest.mark.nightly) for s in SCHEDULERS]
 )
+@pytest.mark.slow
 def test_a_fold_killed_after_a_validation_ends_as_the_whole_one_with_its_scheduler_and_its_log(
     settings, tmp_path, monkeypatch, scheduler
 ):
@@ -203,6 +205,7 @@ def test_every_scheduler_of_the_group_builds_and_takes_another_value_for_one_opt
     assert [getattr(built.schedulers[group], argument) for group in (MODEL, LOSS)] == [s.scheduler.model[argument], 7]
 
 
+@pytest.mark.slow
 def test_a_misspelt_argument_of_a_scheduler_is_refused(settings):
     with pytest.raises(ConfigError, match="scheduler.model: cannot build torch.optim.lr_scheduler.StepLR.*gama"):
         build_module(settings("scheduler=step", "+scheduler.model.gama=1"), 0, 8).configure_optimizers()
@@ -227,6 +230,7 @@ def displacement(settings, tmp_path, *overrides):
     return (sum(moved.values()) - of_loss).sqrt().item(), of_loss.sqrt().item()
 
 
+@pytest.mark.slow
 def test_each_groups_gradient_is_clipped_to_its_own_norm(settings, tmp_path):
     model, loss = displacement(settings, tmp_path)
     assert model > 0.1
@@ -271,6 +275,7 @@ def test_patience_begins_with_the_first_evaluation(settings, tmp_path, monkeypat
     assert (fold.untrained_trunk_val is not None) == (check == "true"), "in a search only where asked for"
 
 
+@pytest.mark.slow
 def test_the_trunk_alone_is_evaluated_with_a_test_and_not_where_refused(settings, tmp_path):
     quick = ["fold=0", "schedule.iterations_per_epoch=1"]
     default = run_trial(settings(*quick), tmp_path / "a").folds[0]
@@ -284,6 +289,7 @@ def test_the_trunk_alone_is_evaluated_with_a_test_and_not_where_refused(settings
 # NMI and AMI
 
 
+@pytest.mark.slow
 def test_clusters_are_scored_beside_the_accuracies_which_stay_as_they_are(settings, tmp_path):
     quick = ["schedule.iterations_per_epoch=2", "embedder.embedding_size=16"]
     plain = run_trial(settings(*quick), tmp_path / "plain")
@@ -311,6 +317,7 @@ def test_clusters_are_scored_beside_the_accuracies_which_stay_as_they_are(settin
 # loggers
 
 
+@pytest.mark.slow
 def test_the_csv_has_what_the_record_has_an_epoch_a_row(settings, tmp_path):
     record = run_trial(settings(*QUICK, "logger=csv", "schedule.max_epochs=3", "schedule.save_interval=2"), tmp_path)
     for fold in record.folds:
@@ -389,6 +396,7 @@ def run_folder(compose_config, *overrides):
     return compose_config(*overrides, return_hydra_config=True).hydra.run.dir
 
 
+@pytest.mark.slow
 def test_an_option_that_changes_the_training_changes_the_protocol(compose_config):
     names = {compose_config().protocol}
     for option in (

@@ -123,6 +123,7 @@ def test_prepare_without_download_extracts_the_archive_that_lies_there(served, l
     assert not local_server.requests
 
 
+@pytest.mark.slow
 def test_training_with_download_goes_from_the_archive_to_a_record(served, compose_config, tmp_path):
     overrides, _ = served
     settings = trial_settings(compose_config(*overrides, "fold=0", "loss=triplet"), is_sweep_job=False)

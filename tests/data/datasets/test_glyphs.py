@@ -25,6 +25,7 @@ def boxed(font, character):
     return np.asarray(box, dtype=np.float32).ravel() / 255
 
 
+@pytest.mark.slow
 def test_no_two_characters_look_alike_in_any_typeface():
     for typeface in TYPEFACES:
         font = ImageFont.truetype(str(font_folder() / f"{typeface}.ttf"), 64)

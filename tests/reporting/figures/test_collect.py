@@ -50,6 +50,7 @@ def test_one_run_has_no_interval_and_failed_untested_or_untrained_ones_do_not_co
     assert (cell.mean, cell.half_width, cell.n) == (60.0, None, 1)
 
 
+@pytest.mark.slow
 def test_protocols_and_sources_never_share_a_figure(tmp_path):
     reproductions(tmp_path)
     reproductions(tmp_path, loss="triplet", source="paper")
@@ -66,6 +67,7 @@ def test_protocols_and_sources_never_share_a_figure(tmp_path):
     assert [axes.get_title(loc="left") for axes in drawings[3].figure.axes] == ["glyphs"]
 
 
+@pytest.mark.slow
 def test_ours_stand_beside_the_papers_and_missing_ones_are_dashes(tmp_path):
     reproductions(tmp_path)
     drawing = list(collect("figure_2b", tmp_path))[1]
@@ -167,6 +169,7 @@ def test_the_command_says_what_is_lacking(tmp_path, capsys):
     assert not (tmp_path / "figures").exists()
 
 
+@pytest.mark.slow
 def test_the_command_computes_the_toy_embeddings_once(tmp_path):
     main(["figure", "figure_1", "--outputs", str(tmp_path), "--format", "png"])
     stored = (tmp_path / "figures/inputs/toy.npz").read_bytes()

@@ -24,6 +24,7 @@ def figure():
     return accuracy_over_years(WORDS[0], "P@1 (%)", {"one": [Column("Loss", 2006, bars)]})
 
 
+@pytest.mark.slow
 def test_the_same_data_give_the_same_bytes_in_any_process_and_order(tmp_path):
     mine = save(figure(), tmp_path / "mine", *WORDS)
     code = (

@@ -54,6 +54,7 @@ def test_f1_counts_pairs():
     assert scores["f1"] == pytest.approx(2 * 2 / (4 + 4))
 
 
+@pytest.mark.slow
 def test_the_figure_draws_what_was_stored(tmp_path):
     path = tmp_path / "toy.npz"
     store_toy(path, seed=3)
