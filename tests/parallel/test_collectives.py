@@ -156,10 +156,19 @@ def cells():
 
 @pytest.fixture(scope="module")
 def ranks(request, tmp_path_factory):
-    """What every rank of a world found, for the cells that are tested."""
+    """Returns what every rank of a world found, for the cells that are tested: `ranks(world_size)`."""
     asked = [i.callspec.params for i in request.session.items if i.path == request.path and hasattr(i, "callspec")]
-    wanted = [(of["loss"], of["setting"]) for of in asked if of.get("ranks") == request.param]
-    folder = tmp_path_factory.mktemp(f"world_{request.param}")
+
+    # no parameter of the fixture: pytest makes a fixture anew for every set of several parameters
+    @functools.cache
+    def found_by(world_size):
+        wanted = [(of["loss"], of["setting"]) for of in asked if of.get("world_size") == world_size]
+        return _world(request, tmp_path_factory.mktemp(f"world_{world_size}"), world_size, wanted)
+
+    return found_by
+
+
+def _world(request, folder, world_size, wanted):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -169,16 +178,16 @@ def ranks(request, tmp_path_factory):
         "-c",
         "import sys; from tests.parallel.test_collectives import main; main(*sys.argv[1:])",
     ]
-    arguments = [str(request.param), port, str(folder), json.dumps(wanted)]
-    running = [subprocess.Popen([*command, str(number), *arguments]) for number in range(request.param)]
+    arguments = [str(world_size), port, str(folder), json.dumps(wanted)]
+    running = [subprocess.Popen([*command, str(number), *arguments]) for number in range(world_size)]
     try:
-        assert [process.wait(timeout=500) for process in running] == [0] * request.param
+        assert [process.wait(timeout=500) for process in running] == [0] * world_size
     finally:
         for process in running:
             process.kill()
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        sys.stdout.write(f"\n{request.param} ranks, {len(wanted)} cells: {time.perf_counter() - began:.0f} s\n")
-    return [json.loads((folder / f"{number}.json").read_text()) for number in range(request.param)]
+        sys.stdout.write(f"\n{world_size} ranks, {len(wanted)} cells: {time.perf_counter() - began:.0f} s\n")
+    return [json.loads((folder / f"{number}.json").read_text()) for number in range(world_size)]
 
 
 def largest_error(found, expected):
@@ -193,10 +202,10 @@ def largest_error(found, expected):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "loss", "setting"), cells(), indirect=["ranks"])
-def test_ranks_compute_what_one_process_does(ranks, loss, setting):
+@pytest.mark.parametrize(("world_size", "loss", "setting"), cells())
+def test_ranks_compute_what_one_process_does(ranks, world_size, loss, setting):
     expected_gradients, expected_weights = alone(loss, setting)
-    for found in ranks:
+    for found in ranks(world_size):
         gradients, weights = found[f"{loss} {setting}"]
         assert largest_error(gradients, expected_gradients) <= 1e-5
         assert largest_error(weights, expected_weights) <= 1e-10
