@@ -48,7 +48,7 @@ class TrainTransform:
         ratio: Range of width / height, drawn uniformly in its logarithm.
         flip_probability: Of mirroring left to right.
 
-    Source: torchvision.transforms.RandomResizedCrop; PROTOCOL.md section 1.5.
+    Source: torchvision.transforms.RandomResizedCrop; docs/protocol.md, §1.5.
     """
 
     crop: int

@@ -122,7 +122,7 @@ class UncachedImages:
 def resize_shorter_side(image: Image.Image, size: int) -> Image.Image:
     """Resizes as torchvision's Resize(size) does: bilinear, antialiased, the longer side rounded down.
 
-    Source: torchvision.transforms.functional.resize; PROTOCOL.md section 1.5.
+    Source: torchvision.transforms.functional.resize; docs/protocol.md, §1.5.
     """
     width, height = image.size
     short, long = min(width, height), max(width, height)

@@ -90,7 +90,7 @@ class MPerClassBatches:
         seed: Root of this sampler's random numbers.
         length_before_new_list: Images of a list.
 
-    Source: pytorch-metric-learning, MPerClassSampler(batch_size=None); PROTOCOL.md section 1.4.
+    Source: pytorch-metric-learning, MPerClassSampler(batch_size=None); docs/protocol.md, §1.4.
     """
 
     def __init__(

@@ -117,7 +117,7 @@ class MLRCSplit:
     Args:
         num_folds: 4 in the paper.
 
-    Source: powerful-benchmarker, ``MLRCSplitManager``; PROTOCOL.md section 1.6.
+    Source: powerful-benchmarker, ``MLRCSplitManager``; docs/protocol.md, §1.6.
     """
 
     def __init__(self, num_folds: int) -> None:
@@ -149,7 +149,7 @@ class ClassDisjointSplit:
         test_start: Fraction of the classes, in [0, 1].
         test_size: Fraction of the classes that is test, in (0, 1).
 
-    Source: powerful-benchmarker, ``ClassDisjointSplitManager``; PROTOCOL.md section 1.6.
+    Source: powerful-benchmarker, ``ClassDisjointSplitManager``; docs/protocol.md, §1.6.
     """
 
     def __init__(self, num_folds: int, test_start: float, test_size: float) -> None:
@@ -190,7 +190,7 @@ class ClosedSetSplit:
         test_size: Fraction of the images that is test, in (0, 1).
         seed: Of the draw.
 
-    Source: powerful-benchmarker, ``ClosedSetSplitManager``; PROTOCOL.md section 1.6.
+    Source: powerful-benchmarker, ``ClosedSetSplitManager``; docs/protocol.md, §1.6.
     """
 
     def __init__(self, num_folds: int, test_size: float, seed: int) -> None:
@@ -240,7 +240,7 @@ class PredefinedSplit:
         num_folds: Parts of the classes that are not test; 1 where the dataset names val.
         class_disjoint: Refuse a dataset with a class in two of train, val and test.
 
-    Source: powerful-benchmarker, ``PredefinedSplitManager``, which has one fold always; PROTOCOL.md section 1.6.
+    Source: powerful-benchmarker, ``PredefinedSplitManager``, which has one fold always; docs/protocol.md, §1.6.
     """
 
     def __init__(self, num_folds: int, class_disjoint: bool) -> None:
@@ -319,7 +319,7 @@ def mlrc_classes(num_classes: int, fold: int, num_folds: int) -> Classes:
     Raises:
         SplitError: The fold does not exist, or there are too few classes for it.
 
-    Source: powerful-benchmarker, ``MLRCSplitManager`` (PROTOCOL.md section 1.6).
+    Source: powerful-benchmarker, ``MLRCSplitManager`` (docs/protocol.md, §1.6).
     """
     if not 0 <= fold < num_folds:
         raise SplitError(f"fold={fold} does not exist: expected 0 to {num_folds - 1}.")

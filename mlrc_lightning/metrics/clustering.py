@@ -19,7 +19,7 @@ from mlrc_lightning.errors import NonFiniteError
 
 CLUSTERING_METRICS = ("NMI", "AMI")
 KMEANS_ITERATIONS = 20
-"""At most so many (PROTOCOL.md section 1.7)."""
+"""At most so many (docs/protocol.md, §1.7)."""
 
 
 def clustering_metrics(embeddings: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
@@ -40,7 +40,7 @@ def clustering_metrics(embeddings: Tensor, labels: Tensor, seed: int) -> dict[st
     Raises:
         NonFiniteError: An embedding is NaN or infinite.
 
-    Source: pytorch-metric-learning AccuracyCalculator; PROTOCOL.md section 1.7.
+    Source: pytorch-metric-learning AccuracyCalculator; docs/protocol.md, §1.7.
     """
     units = torch.nn.functional.normalize(embeddings.detach().double(), dim=1).float().cpu().numpy()
     if not np.isfinite(units).all():

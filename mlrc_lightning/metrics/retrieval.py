@@ -111,7 +111,7 @@ def retrieval_metrics(
         DatasetError: No query has a sample of its class to find.
         ValueError: The shapes do not fit, or `reference` comes without its labels.
 
-    Source: Musgrave et al. 2020, section 3.2; PROTOCOL.md section 1.7.
+    Source: Musgrave et al. 2020, section 3.2; docs/protocol.md, §1.7.
     """
     if (reference is None) != (reference_labels is None):
         raise ValueError("expected reference and reference_labels, or neither; found one of them.")

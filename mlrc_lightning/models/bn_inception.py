@@ -87,7 +87,7 @@ class BNInception(Trunk):
         WeightsError: The weights cannot be had, or do not fit.
 
     Source: Ioffe and Szegedy 2015, arXiv:1502.03167; the package pretrainedmodels 0.7.4, whose outputs and
-    gradients the tests compare with; PROTOCOL.md section 1.1.
+    gradients the tests compare with; docs/protocol.md, §1.1.
     """
 
     def __init__(self, pretrained: bool | str) -> None:

@@ -123,7 +123,7 @@ def file_digest(path: Path) -> str:
 def evaluation_transform(trunk: Trunk, settings: TrialSettings) -> dict[str, Any]:
     """Returns how an image becomes the trunk's input in evaluation.
 
-    Source: PROTOCOL.md section 1.5.
+    Source: docs/protocol.md, §1.5.
     """
     normalization = trunk.normalization
     return {

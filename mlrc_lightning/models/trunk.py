@@ -71,7 +71,7 @@ class Trunk(nn.Module, ABC):
 def freeze_batchnorm(module: nn.Module) -> None:
     """Puts every BatchNorm into eval mode: running statistics stand, affine weights still train.
 
-    Source: pytorch-metric-learning BaseTrainer, freeze_trunk_batchnorm; PROTOCOL.md section 1.1.
+    Source: pytorch-metric-learning BaseTrainer, freeze_trunk_batchnorm; docs/protocol.md, §1.1.
     """
     for child in module.modules():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):

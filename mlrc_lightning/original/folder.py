@@ -16,7 +16,7 @@ import yaml
 from mlrc_lightning.errors import ConfigError
 
 NUM_FOLDS = 4
-"""Folds of the original's experiments (section 1.6). Ours are `split.num_folds`."""
+"""Folds of the original's experiments (§1.6). Ours are `split.num_folds`."""
 CATEGORIES = (
     "config_dataset",
     "config_eval",

@@ -5,7 +5,7 @@ instantiated. Everything that is read is taken out of the nested mapping; what i
 unmapped, so that nothing can get lost in silence.
 
 Source of names, defaults and meanings: powerful-benchmarker up to 0.9.33 with its docs (cl_syntax.md, hyperparams.md,
-papers/mlrc.md), and the losses of pytorch-metric-learning up to 0.9.86 (PROTOCOL.md sections 0, 2 and 5).
+papers/mlrc.md), and the losses of pytorch-metric-learning up to 0.9.86 (docs/protocol.md, §1, §2, §5).
 """
 
 from __future__ import annotations

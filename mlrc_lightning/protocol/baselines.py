@@ -63,7 +63,7 @@ def evaluate_without_training(
     Raises:
         TrialStopped: A signal came.
 
-    Source: PROTOCOL.md section 1.7; Musgrave et al. 2020, section 4.1, "Pretrained".
+    Source: docs/protocol.md, §1.7; Musgrave et al. 2020, section 4.1, "Pretrained".
     """
     modules = {fold: build_module(settings, fold, None, data.num_features) for fold in settings.folds}
     result, queries, _ = _test(settings, data, modules, folder, now(), stop)
@@ -119,7 +119,7 @@ def reduce_by_pca(features: Tensor, num_components: int) -> Tensor:
     Returns:
         (N, E), float32, not normalised.
 
-    Source: pytorch-metric-learning GlobalEmbeddingSpaceTester(pca=E); PROTOCOL.md section 1.7.
+    Source: pytorch-metric-learning GlobalEmbeddingSpaceTester(pca=E); docs/protocol.md, §1.7.
     """
     standardised = StandardScaler().fit_transform(features.cpu().double().numpy())
     reduced = PCA(num_components, svd_solver="full").fit_transform(standardised)

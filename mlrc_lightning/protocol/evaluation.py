@@ -58,7 +58,7 @@ def evaluate_on_test_classes(
         WeightsError: A fold's weights are missing or damaged.
         TrialStopped: A signal came.
 
-    Source: Musgrave et al. 2020, section 3.3; PROTOCOL.md section 1.8.
+    Source: Musgrave et al. 2020, section 3.3; docs/protocol.md, §1.8.
     """
     images = data.test.cache.indices
     log.info("Opening the test images: %d of %d classes", len(images), len(np.unique(data.test.labels[images])))

@@ -51,7 +51,7 @@ def trial_settings(cfg: DictConfig, *, is_sweep_job: bool, run: int | None = Non
 
 @cache
 def _papers_rate() -> float:
-    """Returns the learning rate of trunk and embedder, section 1.2."""
+    """Returns the learning rate of trunk and embedder, §1.2."""
     return float(OmegaConf.load(config_folder() / "trunk" / "bn_inception.yaml").learning_rate)
 
 

@@ -35,7 +35,7 @@ Target = dict[str, Any]
 
 @dataclass(frozen=True)
 class DatasetSettings:
-    """One dataset: which images, and the protocol's numbers that depend on it (section 1.3)."""
+    """One dataset: which images, and the protocol's numbers that depend on it (§1.3)."""
 
     name: str
     images: Target
@@ -52,7 +52,7 @@ class DatasetSettings:
 
 @dataclass(frozen=True)
 class SplitSettings:
-    """Which images are trained on, validated on and tested on (section 1.6)."""
+    """Which images are trained on, validated on and tested on (§1.6)."""
 
     name: str
     num_folds: int
@@ -107,7 +107,7 @@ class HyperparameterSettings:
 
 @dataclass(frozen=True)
 class TrunkSettings:
-    """The network before the embedder (section 1.1).
+    """The network before the embedder (§1.1).
 
     Attributes:
         name: Of the trunk.
@@ -137,7 +137,7 @@ class TrunkSettings:
 
 @dataclass(frozen=True)
 class TransformSettings:
-    """Sizes in pixels and distributions of the image transform (section 1.5)."""
+    """Sizes in pixels and distributions of the image transform (§1.5)."""
 
     resize: int
     crop: int
@@ -154,7 +154,7 @@ class TransformSettings:
 
 @dataclass(frozen=True)
 class EmbedderSettings:
-    """The layer after the trunk (section 1.1)."""
+    """The layer after the trunk (§1.1)."""
 
     embedding_size: int
 
@@ -164,7 +164,7 @@ class EmbedderSettings:
 
 @dataclass(frozen=True)
 class ScheduleSettings:
-    """How long to train, how often to validate, when to stop (sections 1.2 and 1.3)."""
+    """How long to train, how often to validate, when to stop (§1.2, §1.3)."""
 
     iterations_per_epoch: int
     max_epochs: int
@@ -223,9 +223,9 @@ class EvaluationSettings:
         batch_size: Images of a batch.
         baselines: Whether the test shows the untrained models as well.
         check_untrained_accuracy: Whether validation begins before training, with the trunk alone and with the random
-            embedder, which is epoch 0 of patience (section 1.3). None: epoch 0 always, the trunk alone only where
+            embedder, which is epoch 0 of patience (§1.3). None: epoch 0 always, the trunk alone only where
             baselines are shown.
-        clustering: Whether NMI and AMI are computed beside the accuracies (section 1.7).
+        clustering: Whether NMI and AMI are computed beside the accuracies (§1.7).
         figure_inputs: Whether the test stores a projection of its embeddings and a sheet of nearest neighbours; None:
             only in the first run of a setting.
     """

@@ -22,7 +22,7 @@ class ProxyNCALoss(losses.ProxyNCALoss):  # type: ignore[misc]
     gives a gradient of NaN, or 0, which leaves the image out of the mean: most of the range up to 100 that the paper
     searched diverges within a few hundred iterations. The formula is the same, and so are value and gradient elsewhere.
 
-    Source: Movshovitz-Attias et al., ICCV 2017; PROTOCOL.md section 2.4.
+    Source: Movshovitz-Attias et al., ICCV 2017; docs/protocol.md, §2.4.
     """
 
     def nca_computation(
@@ -61,7 +61,7 @@ class SoftTripleLoss(losses.SoftTripleLoss):  # type: ignore[misc]
     Raises:
         ConfigError: A weight with one centre, or none with several.
 
-    Source: PROTOCOL.md sections 0.7, 2.1 and 2.4; Qian et al., ICCV 2019.
+    Source: docs/protocol.md, §2.1, §2.4; Qian et al., ICCV 2019.
     """
 
     def __init__(

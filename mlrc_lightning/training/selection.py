@@ -1,4 +1,4 @@
-"""Which epoch is best, and when to stop: section 1.3 of the protocol, without a framework."""
+"""Which epoch is best, and when to stop: §1.3 of the protocol, without a framework."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Selection:
         selected_epoch: Epoch of the highest score after training began.
         selected_score: That score.
 
-    Source: pytorch-metric-learning logging_presets; PROTOCOL.md section 1.3.
+    Source: pytorch-metric-learning logging_presets; docs/protocol.md, §1.3.
     """
 
     patience: int | None

@@ -1,4 +1,4 @@
-"""The m-per-class sampler, section 1.4 of the protocol."""
+"""The m-per-class sampler, §1.4 of the protocol."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from pytorch_metric_learning.samplers import MPerClassSampler
 
 from mlrc_lightning.data.sampling import BatchesOfEpochs, MPerClassBatches, draw_for_each
 
-LENGTH = 100_000  # PROTOCOL.md section 1.4
+LENGTH = 100_000  # docs/protocol.md, §1.4
 
 
 def sampler(num_classes=10, per_class=6, m=4, batch_size=32, batches=5, seed=0):

@@ -1,4 +1,4 @@
-"""The folds of the three datasets, against the tables of PROTOCOL.md section 1.6."""
+"""The folds of the three datasets, against the tables of docs/protocol.md, §1.6."""
 
 import numpy as np
 import pytest
@@ -152,7 +152,7 @@ def test_the_mlrc_splitter_gives_the_images_of_the_mlrc_classes(num_folds):
             assert fold.images(name).tolist() == [i for i in range(69) if labels[i] in getattr(classes, name)]
 
 
-# PROTOCOL.md section 1.6
+# docs/protocol.md, §1.6
 CLASS_DISJOINT_VAL = {
     ("cub200", 200): ["0-24", "25-49", "50-74", "75-99"],
     ("cars196", 196): ["0-24", "25-49", "50-73", "74-97"],

@@ -51,7 +51,7 @@ def test_they_are_pytorch_metric_learnings_of_the_same_clusters(library, noise):
 def test_noisy_clusters_score_as_pytorch_metric_learnings_own_do(library):
     points, labels = embeddings(noise=0.3)
     if library == "faiss":
-        # as the original called it, PROTOCOL.md section 1.7
+        # as the original called it, docs/protocol.md, §1.7
         theirs = [FaissKMeans(niter=20, seed=seed, min_points_per_centroid=1) for seed in range(8)]
     else:
         theirs = [

@@ -96,7 +96,7 @@ def test_the_results_file_names_the_best_setting(whole):
     parameters = of_type(whole, "proposed")[best["trial"]]["parameters"]
     assert list(results)[:2] == ["optimizer", "ax"]
     assert results["ax"]["loss.function.margin"] == parameters["loss.function.margin"]
-    low, high = -0.2, 2.0  # PROTOCOL.md section 2.1
+    low, high = -0.2, 2.0  # docs/protocol.md, §2.1
     assert all(low <= p["parameters"]["loss.function.margin"] <= high for p in of_type(whole, "proposed"))
 
 

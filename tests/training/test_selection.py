@@ -1,4 +1,4 @@
-"""Early stopping and model selection, section 1.3 of the protocol."""
+"""Early stopping and model selection, §1.3 of the protocol."""
 
 import pytest
 

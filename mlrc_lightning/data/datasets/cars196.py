@@ -37,7 +37,7 @@ class Cars196(ImageFiles):
     Raises:
         DatasetError: The annotations or an image are missing, or a row is not as it should be.
 
-    Source: Krause, Stark, Deng, Fei-Fei (2013), 3dRR; PROTOCOL.md sections 1.6 and 6. The second layout as
+    Source: Krause, Stark, Deng, Fei-Fei (2013), 3dRR; docs/protocol.md, §1.6, §6. The second layout as
     pytorch-metric-learning 2.9 reads it, the third as torchvision's StanfordCars does.
     """
 

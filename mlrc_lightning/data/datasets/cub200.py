@@ -30,7 +30,7 @@ class CUB200(ImageFolder):
     Raises:
         DatasetError: The images are missing, or not all of them are there.
 
-    Source: Wah, Branson, Welinder, Perona, Belongie (2011), CNS-TR-2011-001; PROTOCOL.md sections 1.6 and 6.
+    Source: Wah, Branson, Welinder, Perona, Belongie (2011), CNS-TR-2011-001; docs/protocol.md, §1.6, §6.
     """
 
     def __init__(self, root: str, download: bool = False, mirrors: Mirrors = ()) -> None:

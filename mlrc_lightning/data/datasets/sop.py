@@ -31,7 +31,7 @@ class StanfordOnlineProducts(ImageFiles):
     Raises:
         DatasetError: An index or an image is missing, or a row is not as it should be.
 
-    Source: Song, Xiang, Jegelka, Savarese (2016), arXiv:1511.06452; PROTOCOL.md sections 1.6 and 6.
+    Source: Song, Xiang, Jegelka, Savarese (2016), arXiv:1511.06452; docs/protocol.md, §1.6, §6.
     """
 
     def __init__(self, root: str, download: bool = False, mirrors: Mirrors = ()) -> None:

@@ -57,7 +57,7 @@ TOY_FILE = Path(FOLDER) / "inputs" / "toy.npz"
 AXES = {"precision_at_1": "Precision@1 (%)", "mean_average_precision_at_r": "MAP@R (%)"}
 BASELINES = ("Contrastive", "Triplet")
 NOT_AVERAGED = (*BASELINES, "FastAP")
-"""Left out of Figure 3's means: both baselines, and FastAP, PROTOCOL.md section 8."""
+"""Left out of Figure 3's means: both baselines, and FastAP, docs/protocol.md, §8."""
 _Collect = Callable[[Path, Sequence["RunSet"]], Iterator["Drawing | Lacking"]]
 _REPRODUCE = "python train.py -m stage=reproduce"
 

@@ -11,7 +11,7 @@ from mlrc_lightning.files import write_npz
 from mlrc_lightning.reference import rows
 
 TOY_HEIGHT = 2.05
-"""Height of Figure 1's strips, whose width is 1: 2.0 to 2.1 meets the printed scores best; PROTOCOL.md section 8."""
+"""Height of Figure 1's strips, whose width is 1: 2.0 to 2.1 meets the printed scores best; docs/protocol.md, §8."""
 TOY_METRICS = ("nmi", "f1", "precision_at_1", "r_precision", "mean_average_precision_at_r")
 
 
@@ -25,7 +25,7 @@ def toy_points(name: str, seed: int) -> tuple[NDArray[np.float64], NDArray[np.in
     Returns:
         Points (2000, 2) and labels (2000,).
 
-    Source: Musgrave et al. 2020, Figure 1; the strips are read off the drawing, PROTOCOL.md section 8.
+    Source: Musgrave et al. 2020, Figure 1; the strips are read off the drawing, docs/protocol.md, §8.
     """
     random = np.random.default_rng([seed, ord(name)])
     points, labels = [], []

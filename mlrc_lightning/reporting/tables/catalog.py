@@ -20,7 +20,7 @@ class LossRow:
         name: As in `conf/loss`.
         title: As the paper's tables call it; for a loss of your own, as yours should.
         year: When it was published.
-        is_classification: Whether it has weights for each training class (batches of one image a class, section 1.4).
+        is_classification: Whether it has weights for each training class (batches of one image a class, §1.4).
         is_of_the_paper: Whether the paper's tables have it. One of your own is a row where there are results of it.
     """
 

@@ -8,7 +8,7 @@ from mlrc_lightning.errors import DatasetError
 from mlrc_lightning.protocol.build import build
 from mlrc_lightning.settings.compose import trial_settings
 
-# PROTOCOL.md sections 1.3 and 6: save interval, patience, digests
+# docs/protocol.md, §1.3, §6: save interval, patience, digests
 PUBLISHED = {
     "cub200": (2, 9, {"CUB_200_2011.tgz": "97eceeb196236b17998738112f37df78"}),
     "cars196": (

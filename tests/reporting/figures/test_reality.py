@@ -17,7 +17,7 @@ from mlrc_lightning.reporting.figures.reality import (
 )
 
 DATASETS = {"CUB200": "cub200", "Cars196": "cars196", "SOP": "sop"}
-# read off the bars of Figure 3, as PROTOCOL.md section 8 gives them: CUB200, Cars196, SOP
+# read off the bars of Figure 3, as docs/protocol.md, §8 gives them: CUB200, Cars196, SOP
 DIGITISED = {
     ("figure_3a", "separated_128"): (-2.6, 2.3, 0.9),
     ("figure_3a", "concatenated_512"): (-3.0, 1.7, 2.0),

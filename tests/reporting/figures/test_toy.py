@@ -8,7 +8,7 @@ from mlrc_lightning.reporting.figures.toy import SCORES, ToyEmbedding, toy_embed
 from mlrc_lightning.reporting.figures.toy_scores import TOY_HEIGHT, TOY_METRICS, store_toy, toy_points, toy_scores
 
 PAPER = {row["embedding"]: row for row in rows("figure_1.csv")}
-# PROTOCOL.md section 8: the strips are read off the drawing, 2.0 to 2.4 widths high, and the points are random.
+# docs/protocol.md, §8: the strips are read off the drawing, 2.0 to 2.4 widths high, and the points are random.
 # There (a) comes to RP 77.4 and MAP@R 71.3, (c) to 99.8 and 99.8; (b) varies from 84 to 87 and 79 to 83, printed 83.3
 # and 77.9. NMI and F1 depend on the few points that k-means puts across the border: 10 of 2000 are 4 points of NMI.
 TOLERANCE = {

@@ -66,7 +66,7 @@ def test_every_yaml_has_a_row_and_every_row_a_yaml():
 
 
 def test_years_and_kinds_are_those_of_table_7():
-    # PROTOCOL.md section 3
+    # docs/protocol.md, §3
     years = [2006, 2006, 2016, 2017, 2017, 2017, 2017, 2018, 2019, 2019, 2019, 2019, 2019, 2019]
     classification = {"ProxyNCA", "Normalized Softmax", "CosFace", "ArcFace", "SoftTriple"}
     rows = {row.title: row for row in LOSSES if row.is_of_the_paper}

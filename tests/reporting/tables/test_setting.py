@@ -93,7 +93,7 @@ def test_the_paper_s_tables_are_rendered_cell_by_cell_as_in_the_csv(tmp_path, se
 
 
 @pytest.mark.parametrize(
-    ("setting", "best"),  # PROTOCOL.md section 3: the cells that the paper prints in bold
+    ("setting", "best"),  # docs/protocol.md, §3: the cells that the paper prints in bold
     [
         ("cub200", [["contrastive", "cosface", "cosface"], ["arcface"] * 3]),
         ("cars196", [["cosface", "multi_similarity", "multi_similarity"]] * 2),

@@ -1,6 +1,6 @@
 """Where pytorch-metric-learning 2.9 is not what the paper's experiments ran (up to 0.9.86), and by how much.
 
-The last column of PROTOCOL.md section 2.4, one difference a test; what is not here is the same formula
+The last column of docs/protocol.md, §2.4, one difference a test; what is not here is the same formula
 (test_equivalence.py). docs/losses.md tells what they mean for a reproduction.
 """
 
