@@ -145,3 +145,11 @@ def test_light_modules_import_no_torch_lightning_timm_or_ax():
 def test_the_report_needs_no_torch():
     heavy = [name for name in HEAVY if name not in ("matplotlib", "pandas")]
     assert imported_beside(["mlrc_lightning.reporting.site.site"], heavy).strip() == "[]"
+
+
+def test_names_of_metrics_are_those_that_are_computed():
+    from mlrc_lightning import names
+    from mlrc_lightning.metrics import METRICS
+
+    assert tuple(names.METRICS) == METRICS == tuple(names.PER_QUERY)
+    assert names.MAP_AT_R in METRICS

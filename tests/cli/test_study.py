@@ -332,7 +332,7 @@ def test_make_n_shows_the_commands_and_runs_none(tmp_path):
     assert rendering[2:5] == ["mlrc_lightning", "table", "cub200"]
     rendered = subprocess.run(rendering, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert rendered.returncode == 0, rendered.stderr
-    assert "the setting that the paper published" in rendered.stdout
+    assert "the paper's hyperparameters" in rendered.stdout
 
 
 def test_the_losses_of_a_study_are_the_paper_s_14():

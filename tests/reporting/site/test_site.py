@@ -112,7 +112,7 @@ def test_the_overview_says_how_far_everything_is(study):
     outputs, _ = study
     index = pages(outputs)["index.html"]
     assert words(cell(index, "ArcFace", 0)).startswith("50 trials, 1 failed, best ")
-    assert words(cell(index, "ArcFace", 0)).endswith("3 of 10 runs 1 of 10 runs (the paper’s hyperparameters)")
+    assert words(cell(index, "ArcFace", 0)).endswith("3 of 10 runs 1 of 10 runs (the paper's hyperparameters)")
     assert words(cell(index, "ArcFace", 1)).startswith("12 of 50 trials, 1 failed, best ")
     assert "run" not in words(cell(index, "ArcFace", 1))  # none is due before the search has ended
     assert words(cell(index, "Margin", 0)) == "no search yet 1 of 10 runs, 1 failed, run 2: 1 of 4 folds"

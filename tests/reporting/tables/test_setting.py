@@ -225,7 +225,7 @@ def test_settings_of_another_source_are_named_and_left_out(tmp_path):
     fakes.write_run(tmp_path, "arcface", 0, fakes.accuracies(0.6, 0.3, 0.2), source="paper")
     made = page(tmp_path)
     assert ours(made, "arcface")[1] == "no search yet"
-    assert any("the paper published, 1 loss: --source paper" in note for note in made.notes)
+    assert any("the paper's hyperparameters, 1 loss: --source paper" in note for note in made.notes)
     assert ours(page(tmp_path, source="paper"), "arcface", table=1)[0][0].mean == 0.6
     assert ours(page(tmp_path, source="paper"), "triplet")[1] == "no run yet"
 
