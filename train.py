@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from mlrc_lightning.cli.errors import exit_if_usage_error, run, wants_traceback
 from mlrc_lightning.files import config_folder
 from mlrc_lightning.protocol.finished import finished_trial, objective_values
-from mlrc_lightning.settings.compose import prepare_hydra, trial_settings
+from mlrc_lightning.settings.compose import check_choices, prepare_hydra, trial_settings
 
 prepare_hydra()
 
@@ -32,6 +32,7 @@ def train(cfg: DictConfig) -> dict[str, list[float]]:
     is_sweep_job = job.mode == RunMode.MULTIRUN
     folder = Path(job.runtime.output_dir)
     try:
+        check_choices(cfg, job.overrides.task)
         runs: list[int | None] = [cfg.run]
         folders = [folder]
         if cfg.stage == "untrained" and not is_sweep_job:

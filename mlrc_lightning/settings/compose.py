@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from functools import cache
 
 from hydra.core.config_store import ConfigStore
@@ -13,7 +15,7 @@ from mlrc_lightning.reading import read
 from mlrc_lightning.settings.identity import _NOT_SETTINGS, seed_of_run
 from mlrc_lightning.settings.plain import _resolved
 from mlrc_lightning.settings.resolvers import _run_set, register_resolvers
-from mlrc_lightning.settings.types import RUN_STAGES, TrialSettings
+from mlrc_lightning.settings.types import ALL_FOLDS, RUN_STAGES, TrialSettings
 
 
 def trial_settings(cfg: DictConfig, *, is_sweep_job: bool, run: int | None = None) -> TrialSettings:
@@ -47,6 +49,32 @@ def trial_settings(cfg: DictConfig, *, is_sweep_job: bool, run: int | None = Non
             " moves no embedder alone; say 1e-4."
         )
     return settings
+
+
+_CHOICES = {"batch": ("batch_size", r"b(\d+)"), "folds": ("fold", r"f(\d+)")}
+
+
+def check_choices(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuses an option of the groups `batch` and `folds` that the command line names and another value replaces.
+
+    Args:
+        cfg: As Hydra composed it.
+        overrides: Of the command line, as Hydra tells them.
+
+    Raises:
+        ConfigError: The batch size or the folds are not those of the option.
+    """
+    for override in overrides:
+        group, _, option = override.partition("=")
+        if group in _CHOICES:
+            key, form = _CHOICES[group]
+            number = re.fullmatch(form, option)
+            expected = int(number[1]) if number else option
+            if (number or option == ALL_FOLDS) and cfg[key] != expected:
+                raise ConfigError(
+                    f"{override}: expected {key}={expected}, found {key}={cfg[key]} from another override or an"
+                    f" experiment. Leave one of them out."
+                )
 
 
 @cache

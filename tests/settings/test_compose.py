@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from mlrc_lightning.errors import ConfigError
 from mlrc_lightning.files import config_folder
 from mlrc_lightning.protocol.build import build_module
-from mlrc_lightning.settings.compose import trial_settings
+from mlrc_lightning.settings.compose import check_choices, trial_settings
 from mlrc_lightning.settings.paper import search_space
 
 LOSSES = sorted(path.stem for path in (config_folder() / "loss").glob("*.yaml"))
@@ -177,3 +177,25 @@ def test_unfilled_facts_and_misspelt_arguments_are_refused(settings):
         build_module(
             settings("loss.function._target_=pytorch_metric_learning.losses.NoSuchLoss"), 0, num_train_classes=8
         )
+
+
+@pytest.mark.parametrize(("option", "plain"), [("batch=b256", "batch_size=256"), ("folds=f2", "fold=2")])
+def test_an_option_of_a_group_is_the_plain_key(compose_config, option, plain):
+    by_option, by_key = (compose_config(word, return_hydra_config=True) for word in (option, plain))
+    assert by_option.hydra.run.dir == by_key.hydra.run.dir, "the folder ends with the id of the trial"
+    assert (by_option.batch_size, by_option.fold) == (by_key.batch_size, by_key.fold)
+
+
+@pytest.mark.parametrize(("option", "setting"), [("b32", "cub200"), ("b256", "cub200_batch256")])
+@pytest.mark.parametrize("experiment", ["cub200", "cub200_batch256"])
+def test_a_batch_on_the_command_line_wins(compose_config, experiment, option, setting):
+    assert compose_config(f"experiment=mlrc/{experiment}", f"batch={option}").setting == setting
+
+
+def test_an_option_that_is_replaced_is_refused(compose_config):
+    cfg = compose_config("batch=b256", "batch_size=64", "folds=f1", "fold=2")
+    with pytest.raises(ConfigError, match="batch=b256: expected batch_size=256, found batch_size=64"):
+        check_choices(cfg, ["batch=b256", "batch_size=64"])
+    with pytest.raises(ConfigError, match="folds=f1: expected fold=1, found fold=2"):
+        check_choices(cfg, ["folds=f1"])
+    check_choices(compose_config("batch=b256", "folds=all"), ["batch=b256", "folds=all"])
