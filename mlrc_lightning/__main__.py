@@ -32,7 +32,9 @@ def _parser() -> argparse.ArgumentParser:
     figure.add_argument("--outputs", type=Path, default=Path("outputs"), help="results below it")
     figure.add_argument("--format", choices=["png", "svg", "html", "all"], default="all")
     evaluate = commands.add_parser("evaluate", help="evaluate the kept models of finished runs again")
-    evaluate.add_argument("runs", nargs="+", type=Path, help="folders or record.json files of runs")
+    evaluate.add_argument(
+        "words", nargs="+", metavar="RUN", help="folders or record.json files of runs; and places as KEY=VALUE"
+    )
     evaluate.add_argument("--split", choices=("test", "val", "train"), default="test", help="classes to retrieve in")
     evaluate.add_argument("--embedding", choices=(*EMBEDDINGS, "both"), default="both")
     reproduce = commands.add_parser(
@@ -42,8 +44,8 @@ def _parser() -> argparse.ArgumentParser:
         "words",
         nargs="+",
         metavar="RUN",
-        help="folders or record.json files of runs; or folders with configs/*.yaml of powerful-benchmarker, and"
-        " overrides KEY=VALUE as for train.py, which win over those folders'",
+        help="folders or record.json files of runs, and places as KEY=VALUE; or folders with configs/*.yaml of"
+        " powerful-benchmarker, and overrides KEY=VALUE as for train.py, which win over those folders'",
     )
     reproduce.add_argument("--name", help="of the new folder, beside the old one; otherwise OLD-again")
     reproduce.add_argument("--exact", action="store_true", help="demand the same packages and, on a CPU, equal weights")
@@ -51,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         "--print", action="store_true", help="of the original's folders only print the command of train.py that does it"
     )
     for command in (evaluate, reproduce):
-        command.add_argument("--data-root", help="where the datasets are here, if not where the record says")
+        command.add_argument("--data-root", help="where the datasets are: data_root=FOLDER")
         command.add_argument(
             "--config-dir",
             type=Path,
@@ -169,7 +171,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs one command; what goes wrong is one message and exit code 2."""
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)
-    if parsed.command == "reproduce" and not any(word.startswith("-") for word in rest):
+    if parsed.command in ("reproduce", "evaluate") and not any(word.startswith("-") for word in rest):
         parsed.words += rest  # of which argparse reads none behind an option
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -242,16 +244,24 @@ def _show(paths: list[Path]) -> None:
 def _evaluate(parsed: argparse.Namespace) -> None:
     from mlrc_lightning.cli.evaluate import evaluate
 
-    for path in parsed.runs:
-        print(evaluate(path, parsed.split, parsed.embedding, parsed.config_dir, parsed.data_root), "\n", flush=True)
+    folders, overrides = _runs_and_overrides(parsed)
+    if not folders:
+        raise ConfigError(f"{' '.join(parsed.words)}: expected the folder of a run.")
+    for path in folders:
+        print(evaluate(path, parsed.split, parsed.embedding, parsed.config_dir, overrides), "\n", flush=True)
+
+
+def _runs_and_overrides(parsed: argparse.Namespace) -> tuple[list[Path], list[str]]:
+    overrides = [word for word in parsed.words if "=" in word and not Path(word).exists()]
+    folders = [Path(word) for word in parsed.words if word not in overrides]
+    return folders, overrides + ([] if parsed.data_root is None else [f"data_root={parsed.data_root}"])
 
 
 def _reproduce(parsed: argparse.Namespace) -> None:
     """Runs what folders describe once more: records of ours, experiments of the original."""
     from mlrc_lightning.original.translate import is_original
 
-    overrides = [word for word in parsed.words if "=" in word and not Path(word).exists()]
-    folders = [Path(word) for word in parsed.words if word not in overrides]
+    folders, overrides = _runs_and_overrides(parsed)
     for folder in folders:
         if is_original(folder):
             _reproduce_original(folder, overrides, parsed.print)
@@ -260,12 +270,11 @@ def _reproduce(parsed: argparse.Namespace) -> None:
             raise ConfigError(
                 f"{folder}: expected configs/*.yaml of the original, or the {RECORD_FILE} of a run, found neither."
             )
-        if overrides or parsed.print:
-            found = overrides[0] if overrides else "--print"
-            raise ConfigError(f"{folder}: a run is trained again as its record says; expected no {found} beside it.")
+        if parsed.print:
+            raise ConfigError(f"{folder}: a run is trained again as its record says; expected no --print beside it.")
         from mlrc_lightning.cli.reproduce import reproduce
 
-        where = {"config_folders": parsed.config_dir, "data_root": parsed.data_root}
+        where = {"config_folders": parsed.config_dir, "overrides": overrides}
         print(reproduce(folder, parsed.name, exact=parsed.exact, **where), "\n", flush=True)
     if not folders:
         raise ConfigError(

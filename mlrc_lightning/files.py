@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fcntl
 import io
 import json
@@ -103,10 +104,40 @@ def read_plain_json(path: Path) -> Any:
         raise RecordError(f"{path}: expected JSON, found a damaged file ({error}). Remove it to run again.") from error
 
 
+def inside(folder: Path, name: object, key: str) -> Path:
+    """Returns a file that a result names by a path relative to its folder.
+
+    Args:
+        folder: The folder of the result.
+        name: What the result says.
+        key: Where it says so, for the message.
+
+    Raises:
+        RecordError: The path leads out of the folder, also by a link, or to what is no file.
+    """
+    try:
+        path = folder / str(name)
+        is_inside = isinstance(name, str) and path.resolve().is_relative_to(folder.resolve())
+        if is_inside and (path.is_file() or not path.exists()):
+            return path
+    except (OSError, ValueError, RuntimeError):  # NUL, too long, a circle of links
+        pass
+    raise RecordError(f"{folder}: {key}={name!r}: expected a file inside of this folder.")
+
+
 def remove_leftovers(folder: Path) -> None:
     """Removes partial files that a killed writer left; call it as the only writer of the folder."""
     for leftover in folder.glob(".*.partial-*"):
         leftover.unlink(missing_ok=True)
+
+
+def _without_links(path: str, flags: int) -> int:
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise RecordError(f"{path}: expected a file or nothing, found a link. Remove it.") from None
+        raise
 
 
 @contextmanager
@@ -119,7 +150,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
     while True:
-        with path.open("a+", encoding="utf-8") as file:
+        with open(path, "a+", encoding="utf-8", opener=_without_links) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from mlrc_lightning.errors import ConfigError
 
 T = TypeVar("T")
+LONGEST_NAME = 128
 
 
 def read(cls: type[T], values: object, path: str = "") -> T:
@@ -62,6 +63,33 @@ def leaves(values: object, path: str = "") -> Iterable[tuple[str, object]]:
             yield from leaves(value, f"{path}[{position}]")
     else:
         yield path, values
+
+
+def require_name(path: str, value: object) -> str:
+    """Returns a name that can be that of a file or a folder.
+
+    Raises:
+        ConfigError: The value is no text, is empty, begins with a dot, is longer than 128 bytes, or has a
+            separator or an unprintable character.
+    """
+    if (
+        not isinstance(value, str)
+        or not value.isprintable()
+        or not 0 < len(value.encode()) <= LONGEST_NAME
+        or value[0] in ". "
+        or any(character in r'/\:*?"<>|' for character in value)
+    ):
+        raise ConfigError(
+            f"{path}={shortened(value)}: expected a name of at most {LONGEST_NAME} bytes without a separator and"
+            " without a dot in front, because folders are named after it."
+        )
+    return value
+
+
+def shortened(value: object) -> str:
+    """Returns how Python writes a value, cut to what fits into a message."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _has_no_default(field: dataclasses.Field[Any]) -> bool:

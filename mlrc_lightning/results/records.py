@@ -179,6 +179,8 @@ def read_run(path: Path) -> tuple[Path, TrialRecord]:
 def append_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:
     """Adds a line to the evaluations of a run, and waits until it is on disk."""
     path = folder / EVALUATIONS_FILE
+    if path.is_symlink() or not (path.is_file() or not path.exists()):
+        raise RecordError(f"{path}: expected a file or nothing, found a link or another kind of file. Remove it.")
     was_cut_off = path.exists() and not path.read_bytes().endswith(b"\n")
     line = json.dumps(as_json(evaluation), separators=(",", ":")) + "\n"
     with path.open("a", encoding="utf-8") as file:

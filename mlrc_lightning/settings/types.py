@@ -13,7 +13,7 @@ from typing import Any
 
 from mlrc_lightning.errors import ConfigError
 from mlrc_lightning.names import UNTRAINED
-from mlrc_lightning.reading import leaves, suggestion
+from mlrc_lightning.reading import leaves, require_name, suggestion
 
 ALL_FOLDS = "all"
 STAGES = ("train", "search", "reproduce", UNTRAINED)
@@ -46,6 +46,7 @@ class DatasetSettings:
     paper_setting: str
 
     def __post_init__(self) -> None:
+        require_name("dataset.name", self.name)
         _require_target("dataset.images", self.images)
         _require(self.min_images_per_class >= 1, "dataset.min_images_per_class", ">= 1", self.min_images_per_class)
 
@@ -59,6 +60,7 @@ class SplitSettings:
     splitter: Target
 
     def __post_init__(self) -> None:
+        require_name("split.name", self.name)
         _require_target("split.splitter", self.splitter)
         _require(self.num_folds >= 1, "split.num_folds", ">= 1", self.num_folds)
 
@@ -82,6 +84,7 @@ class LossSettings:
     search_space: dict[str, Any] | None
 
     def __post_init__(self) -> None:
+        require_name("loss.name", self.name)
         _require_target("loss.function", self.function)
         if self.miner is not None:
             _require_target("loss.miner", self.miner)
@@ -344,6 +347,8 @@ class TrialSettings:
 
     def __post_init__(self) -> None:
         _require_one_of("stage", STAGES, self.stage)
+        for name in ("protocol", "setting"):
+            require_name(name, getattr(self, name))
         _require_target("optimizer", self.optimizer)
         _require_target("sampler", self.sampler)
         if self.logger is not None:
