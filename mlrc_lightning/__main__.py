@@ -111,9 +111,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _table(parsed: argparse.Namespace) -> None:
+def _table(parsed: argparse.Namespace) -> int:
     from mlrc_lightning.reporting.tables.make import make_page, replace_block, write_page
     from mlrc_lightning.reporting.tables.render import RENDERERS, markdown
+    from mlrc_lightning.results.damaged import damaged_results, listed
 
     page, sets, found = make_page(parsed.name, parsed.overrides, parsed.protocol, parsed.source, parsed.outputs)
     formats = list(RENDERERS) if parsed.format == "all" else [parsed.format]
@@ -122,21 +123,31 @@ def _table(parsed: argparse.Namespace) -> None:
     if parsed.into is not None and replace_block(parsed.into, parsed.name, markdown(page)):
         written.append(parsed.into)
     print("Written:", *written)
+    return _list_damaged(listed(damaged_results(parsed.outputs, sets)) if sets or found else [])
 
 
-def _report(outputs: Path) -> None:
+def _list_damaged(lines: list[str]) -> int:
+    """Prints what could not be read, and returns the exit code."""
+    print("\n".join(lines), file=sys.stderr, end="\n" * bool(lines))
+    return int(bool(lines))
+
+
+def _report(parsed: argparse.Namespace) -> int:
     from mlrc_lightning.reporting.site.memory import is_made_of, remember, state
 
+    outputs = parsed.outputs
     found = state(outputs)
     index = is_made_of(outputs, found)
     if index is None:
         from mlrc_lightning.reporting.site.site import build  # matplotlib: a second
 
-        index = build(outputs)
-        remember(outputs, found)
+        index, damaged = build(outputs)
+        if not damaged:  # which are listed again the next time
+            remember(outputs, found)
         print(f"Written: {index}")
-    else:
-        print(f"Nothing has changed: {index}")
+        return _list_damaged(damaged)
+    print(f"Nothing has changed: {index}")
+    return 0
 
 
 def _verify(parsed: argparse.Namespace) -> int:
@@ -165,6 +176,9 @@ def _study(parsed: argparse.Namespace) -> int:
     else:
         return run(study, parsed.jobs)
     return 0
+
+
+_CODES = {"verify": _verify, "study": _study, "table": _table, "report": _report}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -202,26 +216,24 @@ def main(arguments: list[str] | None = None) -> None:
         elif parsed.command == "figure":
             from mlrc_lightning.cli.figure import draw
 
-            for path in draw(parsed.names, parsed.outputs, parsed.format):
+            damaged: list[str] = []
+            for path in draw(parsed.names, parsed.outputs, parsed.format, damaged):
                 print(path)
+            if code := _list_damaged(damaged):
+                sys.exit(code)
         elif parsed.command == "calibration":
             from mlrc_lightning.reporting.statistics import simulation
 
             print(simulation.render(list(simulation.calibration(parsed.draws, parsed.seed))))
-        elif parsed.command in ("verify", "study"):
-            code = _verify(parsed) if parsed.command == "verify" else _study(parsed)
-            if code:
+        elif parsed.command in _CODES:
+            if code := _CODES[parsed.command](parsed):
                 sys.exit(code)
-        elif parsed.command == "table":
-            _table(parsed)
         elif parsed.command == "compare":
             from mlrc_lightning.reporting.site.comparisons import compare, render
             from mlrc_lightning.reporting.tables.make import make_page
 
             page, *_ = make_page(parsed.name, parsed.overrides, parsed.protocol, parsed.source, parsed.outputs)
             print(render(compare(page, parsed.outputs, parsed.metric, parsed.embedding)))
-        elif parsed.command == "report":
-            _report(parsed.outputs)
         else:
             _show(parsed.runs)
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from mlrc_lightning.errors import RecordError
 from mlrc_lightning.files import as_json, config_folder
-from mlrc_lightning.names import RECORD_FILE
+from mlrc_lightning.names import NOT_READ, RECORD_FILE
 from mlrc_lightning.reporting.figures import style
 from mlrc_lightning.reporting.figures.save import color_variable, color_variables
 from mlrc_lightning.reporting.site import figure_pages
 from mlrc_lightning.reporting.site.comparisons import DEFAULT_METRIC, Comparisons, compare
 from mlrc_lightning.reporting.site.contents import Contents, SettingTable, contents
 from mlrc_lightning.reporting.site.index_page import index_page
-from mlrc_lightning.reporting.site.layout import FOLDER, INDEX, SCRIPT, STYLE
+from mlrc_lightning.reporting.site.layout import FOLDER, INDEX, SCRIPT, STYLE, document, text
 from mlrc_lightning.reporting.site.places import run_page, search_page, set_page
 from mlrc_lightning.reporting.site.run_pages import run_document, set_document
 from mlrc_lightning.reporting.site.search_pages import search_document
@@ -26,6 +26,7 @@ from mlrc_lightning.reporting.tables.cited import reported_page, toy_page
 from mlrc_lightning.reporting.tables.hyperparameters import hyperparameters_page, paper_values
 from mlrc_lightning.reporting.tables.make import parameter_keys
 from mlrc_lightning.reporting.tables.manifest import manifest
+from mlrc_lightning.results.damaged import listed
 from mlrc_lightning.results.records import TrialRecord, read_json
 
 log = logging.getLogger(__name__)
@@ -34,36 +35,33 @@ _DRAWN = ".drawn"
 _ASSETS = Path(__file__).parent / "assets"
 
 
-def build(outputs: Path) -> Path:
+def build(outputs: Path) -> tuple[Path, list[str]]:
     """Writes the report of all results so far.
 
     Args:
         outputs: Folder of results.
 
     Returns:
-        Its first page.
-
-    Raises:
-        RecordError: A stored file is damaged.
+        Its first page, and a line for each result that could not be read, which that page lists too.
     """
     folder = outputs / FOLDER
     projections = figure_pages.Projections(folder / _DRAWN)
     written = set()
-    for name, content in _files(outputs, projections):
+    found = contents(outputs)
+    for name, content in _files(found, projections):
         path = folder / name
         _write(path, content.encode())
         written.add(path)
     _remove_others(folder, written | projections.used)
     log.info("%d pages", sum(path.suffix == ".html" for path in written))
-    return folder / INDEX
+    return folder / INDEX, listed(found.damaged)
 
 
-def _files(outputs: Path, projections: figure_pages.Projections) -> Iterator[tuple[str, str]]:
+def _files(found: Contents, projections: figure_pages.Projections) -> Iterator[tuple[str, str]]:
     """Yields name and content of each file, below the report's folder."""
-    found = contents(outputs)
+    outputs = found.outputs
     yield STYLE, _colors() + (_ASSETS / STYLE).read_text(encoding="utf-8")
     yield SCRIPT, (_ASSETS / SCRIPT).read_text(encoding="utf-8")
-    yield INDEX, index_page(found)
     yield LIST, list_document(found)
     keys = parameter_keys(config_folder())
     ours = hyperparameters_page(found.protocol, outputs, found.searches, keys, found.max_trials)
@@ -88,8 +86,13 @@ def _files(outputs: Path, projections: figure_pages.Projections) -> Iterator[tup
         for path in sorted(run_set.folder.glob(f"*/{RECORD_FILE}"))
     ]
     for run in [*runs, *found.singles]:
-        record = read_json(outputs / run / RECORD_FILE, TrialRecord)
-        yield run_page(run), run_document(found, run, record, projections.draw)
+        try:
+            record = read_json(outputs / run / RECORD_FILE, TrialRecord)
+            yield run_page(run), run_document(found, run, record, projections.draw)
+        except RecordError as error:
+            found.damaged.setdefault(run, str(error))
+            yield run_page(run), document(run_page(run), f"{run} {NOT_READ}", [f"<p>{text(str(error))}</p>"])
+    yield INDEX, index_page(found)
 
 
 def _table(found: Contents, entry: SettingTable) -> Iterator[tuple[str, str]]:
