@@ -173,7 +173,7 @@ def test_a_hostile_or_broken_archive_leaves_nothing_behind(tmp_path):
         Omniglot.prepare(str(root), str(hostile))
     broken = tmp_path / "broken.zip"
     broken.write_bytes((tmp_path / "hostile.zip").read_bytes()[:40])
-    with pytest.raises(DatasetError, match="expected a zip archive"):
+    with pytest.raises(DatasetError, match="expected an intact zip archive"):
         Omniglot.prepare(str(root), str(broken))
     with pytest.raises(DatasetError, match="expected a zip file at .*none.zip"):
         Omniglot.prepare(str(root), str(tmp_path / "none.zip"))
