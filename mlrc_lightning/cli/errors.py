@@ -79,7 +79,18 @@ def is_usage_error(error: BaseException) -> bool:
     from omegaconf.errors import OmegaConfBaseException
 
     declared = getattr(error, "is_usage_error", None)
-    return bool(declared) if declared is not None else isinstance(error, HydraException | OmegaConfBaseException)
+    if declared is not None:
+        return bool(declared)
+    return isinstance(error, HydraException | OmegaConfBaseException) or _is_of_composing(error)
+
+
+def _is_of_composing(error: BaseException) -> bool:
+    """Returns whether Hydra raised it itself while it read overrides, as a ValueError for `=1`."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
+    return isinstance(error, ValueError | TypeError) and module.startswith("hydra._internal.")
 
 
 def message(error: BaseException) -> str:
