@@ -59,6 +59,16 @@ REFUSED = {
 }
 
 
+def composed_or_refused(compose_config, *overrides):
+    """The configuration, or the message of Hydra's own refusal."""
+    try:
+        return compose_config(*overrides, return_hydra_config=True)
+    except Exception as error:
+        if not is_usage_error(error):
+            raise
+        return message(error)
+
+
 def ended(composed, *, is_sweep=False, capsys=None):
     call = CheckFirst().on_multirun_start if is_sweep else CheckFirst().on_run_start
     with pytest.raises(SystemExit) as error:
@@ -71,26 +81,17 @@ def ended(composed, *, is_sweep=False, capsys=None):
 def test_a_bad_override_is_one_message(compose_config, capsys, tmp_path, monkeypatch, overrides):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLRC_FULL_ERROR", "0")
-    try:
-        composed = compose_config("experiment=smoke", "trainer=cpu", *overrides.split(), return_hydra_config=True)
-    except Exception as error:  # Hydra's own refusal
-        assert is_usage_error(error), repr(error)
-        shown = message(error)
-    else:
-        shown = ended(composed, capsys=capsys)
-        assert "Traceback" not in shown
+    composed = composed_or_refused(compose_config, "experiment=smoke", "trainer=cpu", *overrides.split())
+    shown = composed if isinstance(composed, str) else ended(composed, capsys=capsys)
+    assert "Traceback" not in shown
     assert REFUSED[overrides] in shown
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("overrides", ["=1", "=", "loss=[1]", "+x", "a=b=", "loss=nope", "~nothing", "++loss=3"])
 def test_what_is_no_override_is_a_usage_error(compose_config, overrides):
-    try:
-        composed = compose_config(overrides, return_hydra_config=True)
-    except Exception as error:
-        assert is_usage_error(error), repr(error)
-        assert message(error)
-    else:
+    composed = composed_or_refused(compose_config, overrides)
+    if not isinstance(composed, str):
         with pytest.raises(SystemExit):
             CheckFirst().on_run_start(composed)
 
