@@ -1,5 +1,6 @@
 """A refused command is one message, and leaves nothing behind."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -7,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from mlrc_lightning.__main__ import main
 from mlrc_lightning.cli import check
 from mlrc_lightning.cli.check import CheckFirst, remove_refused
-from mlrc_lightning.cli.errors import is_usage_error, message
-from mlrc_lightning.files import only_writer
+from mlrc_lightning.cli.errors import is_usage_error, message, run
+from mlrc_lightning.files import only_writer, write_json
 
 ROOT = Path(__file__).parents[2]
 NAME = "expected a name of at most 128 bytes"
@@ -167,3 +169,37 @@ def test_what_only_training_refuses_leaves_nothing(tmp_path, overrides):
     assert done.returncode == 2, done.stderr
     assert "loss.function: cannot build" in done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"data"}
+
+
+# the disk
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES], ids=errno.errorcode.get)
+def test_a_disk_that_takes_nothing_is_one_message(number, capsys, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setenv("MLRC_FULL_ERROR", "0")
+    monkeypatch.setattr(os, "fsync", full)
+    for command in (
+        lambda: write_json(tmp_path / "record.json", {}),
+        lambda: main(["table", "toy", "--outputs", str(tmp_path), "--format", "md"]),
+    ):
+        with pytest.raises(SystemExit) as error:
+            run(command)
+        assert error.value.code == 2
+        shown = capsys.readouterr().err
+        assert shown.startswith(f"Cannot write to {tmp_path}")
+        assert os.strerror(number) in shown
+        assert "Traceback" not in shown
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_other_errors_of_the_system_keep_their_traceback(monkeypatch):
+    monkeypatch.setenv("MLRC_FULL_ERROR", "0")
+
+    def refused():
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
+
+    with pytest.raises(ConnectionRefusedError):
+        run(refused)
