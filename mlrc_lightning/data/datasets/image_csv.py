@@ -68,7 +68,8 @@ def _lines(table: Path) -> io.StringIO:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DatasetError(
-            f"{table}, line {line}: expected UTF-8, found the byte {content[error.start]:#04x}. Save the table as UTF-8."
+            f"{table}, line {line}: expected UTF-8, found the byte {content[error.start]:#04x}."
+            " Save the table as UTF-8."
         ) from None
 
 
