@@ -17,7 +17,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from mlrc_lightning.cli.errors import exit_if_usage_error, run, wants_traceback
+from mlrc_lightning.cli.check import remove_refused
+from mlrc_lightning.cli.errors import USAGE_ERROR, exit_if_usage_error, run, wants_traceback
 from mlrc_lightning.files import config_folder
 from mlrc_lightning.protocol.finished import finished_trial, objective_values
 from mlrc_lightning.settings.compose import check_choices, prepare_hydra, trial_settings
@@ -61,7 +62,12 @@ def train(cfg: DictConfig) -> dict[str, list[float]]:
 
 def main() -> Any:
     """Runs the command line: an error that the user can cure is one message and exit code 2."""
-    return run(train)
+    try:
+        return run(train)
+    except SystemExit as ended:
+        if ended.code == USAGE_ERROR:
+            remove_refused()
+        raise
 
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ def _parser() -> argparse.ArgumentParser:
     figure.add_argument("--outputs", type=Path, default=Path("outputs"), help="results below it")
     figure.add_argument("--format", choices=["png", "svg", "html", "all"], default="all")
     evaluate = commands.add_parser("evaluate", help="evaluate the kept models of finished runs again")
-    evaluate.add_argument("runs", nargs="+", type=Path, help="folders or record.json files of runs")
+    evaluate.add_argument(
+        "words", nargs="+", metavar="RUN", help="folders or record.json files of runs; and places as KEY=VALUE"
+    )
     evaluate.add_argument("--split", choices=("test", "val", "train"), default="test", help="classes to retrieve in")
     evaluate.add_argument("--embedding", choices=(*EMBEDDINGS, "both"), default="both")
     reproduce = commands.add_parser(
@@ -42,8 +44,8 @@ def _parser() -> argparse.ArgumentParser:
         "words",
         nargs="+",
         metavar="RUN",
-        help="folders or record.json files of runs; or folders with configs/*.yaml of powerful-benchmarker, and"
-        " overrides KEY=VALUE as for train.py, which win over those folders'",
+        help="folders or record.json files of runs, and places as KEY=VALUE; or folders with configs/*.yaml of"
+        " powerful-benchmarker, and overrides KEY=VALUE as for train.py, which win over those folders'",
     )
     reproduce.add_argument("--name", help="of the new folder, beside the old one; otherwise OLD-again")
     reproduce.add_argument("--exact", action="store_true", help="demand the same packages and, on a CPU, equal weights")
@@ -51,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         "--print", action="store_true", help="of the original's folders only print the command of train.py that does it"
     )
     for command in (evaluate, reproduce):
-        command.add_argument("--data-root", help="where the datasets are here, if not where the record says")
+        command.add_argument("--data-root", help="where the datasets are: data_root=FOLDER")
         command.add_argument(
             "--config-dir",
             type=Path,
@@ -109,9 +111,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _table(parsed: argparse.Namespace) -> None:
+def _table(parsed: argparse.Namespace) -> int:
     from mlrc_lightning.reporting.tables.make import make_page, replace_block, write_page
     from mlrc_lightning.reporting.tables.render import RENDERERS, markdown
+    from mlrc_lightning.results.damaged import damaged_results, listed
 
     page, sets, found = make_page(parsed.name, parsed.overrides, parsed.protocol, parsed.source, parsed.outputs)
     formats = list(RENDERERS) if parsed.format == "all" else [parsed.format]
@@ -120,21 +123,31 @@ def _table(parsed: argparse.Namespace) -> None:
     if parsed.into is not None and replace_block(parsed.into, parsed.name, markdown(page)):
         written.append(parsed.into)
     print("Written:", *written)
+    return _list_damaged(listed(damaged_results(parsed.outputs, sets)) if sets or found else [])
 
 
-def _report(outputs: Path) -> None:
+def _list_damaged(lines: list[str]) -> int:
+    """Prints what could not be read, and returns the exit code."""
+    print("\n".join(lines), file=sys.stderr, end="\n" * bool(lines))
+    return int(bool(lines))
+
+
+def _report(parsed: argparse.Namespace) -> int:
     from mlrc_lightning.reporting.site.memory import is_made_of, remember, state
 
+    outputs = parsed.outputs
     found = state(outputs)
     index = is_made_of(outputs, found)
     if index is None:
         from mlrc_lightning.reporting.site.site import build  # matplotlib: a second
 
-        index = build(outputs)
-        remember(outputs, found)
+        index, damaged = build(outputs)
+        if not damaged:  # which are listed again the next time
+            remember(outputs, found)
         print(f"Written: {index}")
-    else:
-        print(f"Nothing has changed: {index}")
+        return _list_damaged(damaged)
+    print(f"Nothing has changed: {index}")
+    return 0
 
 
 def _verify(parsed: argparse.Namespace) -> int:
@@ -165,11 +178,14 @@ def _study(parsed: argparse.Namespace) -> int:
     return 0
 
 
+_CODES = {"verify": _verify, "study": _study, "table": _table, "report": _report}
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs one command; what goes wrong is one message and exit code 2."""
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)
-    if parsed.command == "reproduce" and not any(word.startswith("-") for word in rest):
+    if parsed.command in ("reproduce", "evaluate") and not any(word.startswith("-") for word in rest):
         parsed.words += rest  # of which argparse reads none behind an option
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -200,26 +216,24 @@ def main(arguments: list[str] | None = None) -> None:
         elif parsed.command == "figure":
             from mlrc_lightning.cli.figure import draw
 
-            for path in draw(parsed.names, parsed.outputs, parsed.format):
+            damaged: list[str] = []
+            for path in draw(parsed.names, parsed.outputs, parsed.format, damaged):
                 print(path)
+            if code := _list_damaged(damaged):
+                sys.exit(code)
         elif parsed.command == "calibration":
             from mlrc_lightning.reporting.statistics import simulation
 
             print(simulation.render(list(simulation.calibration(parsed.draws, parsed.seed))))
-        elif parsed.command in ("verify", "study"):
-            code = _verify(parsed) if parsed.command == "verify" else _study(parsed)
-            if code:
+        elif parsed.command in _CODES:
+            if code := _CODES[parsed.command](parsed):
                 sys.exit(code)
-        elif parsed.command == "table":
-            _table(parsed)
         elif parsed.command == "compare":
             from mlrc_lightning.reporting.site.comparisons import compare, render
             from mlrc_lightning.reporting.tables.make import make_page
 
             page, *_ = make_page(parsed.name, parsed.overrides, parsed.protocol, parsed.source, parsed.outputs)
             print(render(compare(page, parsed.outputs, parsed.metric, parsed.embedding)))
-        elif parsed.command == "report":
-            _report(parsed.outputs)
         else:
             _show(parsed.runs)
 
@@ -242,16 +256,24 @@ def _show(paths: list[Path]) -> None:
 def _evaluate(parsed: argparse.Namespace) -> None:
     from mlrc_lightning.cli.evaluate import evaluate
 
-    for path in parsed.runs:
-        print(evaluate(path, parsed.split, parsed.embedding, parsed.config_dir, parsed.data_root), "\n", flush=True)
+    folders, overrides = _runs_and_overrides(parsed)
+    if not folders:
+        raise ConfigError(f"{' '.join(parsed.words)}: expected the folder of a run.")
+    for path in folders:
+        print(evaluate(path, parsed.split, parsed.embedding, parsed.config_dir, overrides), "\n", flush=True)
+
+
+def _runs_and_overrides(parsed: argparse.Namespace) -> tuple[list[Path], list[str]]:
+    overrides = [word for word in parsed.words if "=" in word and not Path(word).exists()]
+    folders = [Path(word) for word in parsed.words if word not in overrides]
+    return folders, overrides + ([] if parsed.data_root is None else [f"data_root={parsed.data_root}"])
 
 
 def _reproduce(parsed: argparse.Namespace) -> None:
     """Runs what folders describe once more: records of ours, experiments of the original."""
     from mlrc_lightning.original.translate import is_original
 
-    overrides = [word for word in parsed.words if "=" in word and not Path(word).exists()]
-    folders = [Path(word) for word in parsed.words if word not in overrides]
+    folders, overrides = _runs_and_overrides(parsed)
     for folder in folders:
         if is_original(folder):
             _reproduce_original(folder, overrides, parsed.print)
@@ -260,12 +282,11 @@ def _reproduce(parsed: argparse.Namespace) -> None:
             raise ConfigError(
                 f"{folder}: expected configs/*.yaml of the original, or the {RECORD_FILE} of a run, found neither."
             )
-        if overrides or parsed.print:
-            found = overrides[0] if overrides else "--print"
-            raise ConfigError(f"{folder}: a run is trained again as its record says; expected no {found} beside it.")
+        if parsed.print:
+            raise ConfigError(f"{folder}: a run is trained again as its record says; expected no --print beside it.")
         from mlrc_lightning.cli.reproduce import reproduce
 
-        where = {"config_folders": parsed.config_dir, "data_root": parsed.data_root}
+        where = {"config_folders": parsed.config_dir, "overrides": overrides}
         print(reproduce(folder, parsed.name, exact=parsed.exact, **where), "\n", flush=True)
     if not folders:
         raise ConfigError(

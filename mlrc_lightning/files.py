@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fcntl
 import io
+import itertools
 import json
 import logging
+import math
 import os
 import socket
+import stat
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlrc_lightning.errors import RecordError
+from mlrc_lightning.reading import leaves
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,6 +71,9 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        # where a write fails, and not an open, the system does not say which file it was
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -89,24 +99,141 @@ def write_json(path: Path, content: object) -> None:
     write_bytes(path, (json.dumps(as_json(content), indent=1) + "\n").encode())
 
 
+def read_bytes(path: Path, largest: int = 2**26) -> bytes:
+    """Returns the content of a file.
+
+    Args:
+        path: The file.
+        largest: How many bytes are read at most; a result of a thousand epochs has a hundredth of the default.
+
+    Raises:
+        RecordError: It is no file (a folder, a pipe, a device), is larger, or cannot be read.
+        FileNotFoundError: It is not there.
+    """
+    try:
+        # a pipe would wait for its writer
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path}: expected a file that can be read, found: {error}.") from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise RecordError(f"{path}: expected a file, found a folder, a pipe or a device.")
+        if status.st_size > largest:
+            raise RecordError(f"{path}: expected at most {largest:,} bytes, found {status.st_size:,}.")
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(largest)
+    except OSError as error:
+        raise RecordError(f"{path}: expected a file that can be read, found: {error}.") from None
+    finally:
+        os.close(descriptor)
+
+
 def read_plain_json(path: Path) -> Any:
     """Reads JSON as it is.
 
     Raises:
-        RecordError: The file is not there, or not JSON.
+        RecordError: The file is not there, no JSON, larger than `read_bytes` takes, nested more than `_DEEPEST`
+            times, or has a number that is not finite.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = read_bytes(path)
+        found = json.loads(content.decode())
+        if _depth(content) > _DEEPEST:  # brackets in text count too, so that few files are looked at twice
+            _check_depth(found, _DEEPEST)
     except FileNotFoundError:
         raise RecordError(f"{path}: expected a result file, found none.") from None
+    except RecursionError:
+        raise RecordError(f"{path}: expected JSON of at most {_DEEPEST} levels, found more.") from None
     except ValueError as error:
         raise RecordError(f"{path}: expected JSON, found a damaged file ({error}). Remove it to run again.") from error
+    if b"NaN" in content or b"Infinity" in content:
+        for key, value in leaves(found):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise RecordError(f"{path}: {key}={value}: expected a finite number.")
+    return found
+
+
+_DEEPEST = 32
+_STEPS = {ord("{"): 1, ord("["): 1, ord("}"): -1, ord("]"): -1}
+_NO_BRACKETS = bytes(set(range(256)) - _STEPS.keys())
+
+
+def _depth(content: bytes) -> int:
+    brackets = content.translate(None, _NO_BRACKETS)
+    return max(itertools.accumulate(map(_STEPS.__getitem__, brackets)), default=0)
+
+
+def _check_depth(node: object, left: int) -> None:
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    if left < 0:
+        raise RecursionError
+    for child in children:
+        _check_depth(child, left - 1)
+
+
+def read_npz(path: Path, largest: int = 2**32) -> dict[str, NDArray[Any]]:
+    """Reads the arrays of an .npz file by name; nothing in it is executed.
+
+    Args:
+        path: The file.
+        largest: How many bytes the file, and all arrays together, have at most.
+
+    Raises:
+        RecordError: It is not there, damaged, no file, or larger.
+    """
+    import numpy as np
+
+    try:
+        file = io.BytesIO(read_bytes(path, largest))
+        with zipfile.ZipFile(file) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > largest:
+            raise RecordError(f"{path}: expected at most {largest:,} bytes of arrays, found {size:,}.")
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except FileNotFoundError:
+        raise RecordError(f"{path}: expected arrays, found no file.") from None
+    except (OSError, EOFError, ValueError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise RecordError(f"{path}: expected arrays, found a damaged file ({error}).") from error
+
+
+def inside(folder: Path, name: object, key: str) -> Path:
+    """Returns a file that a result names by a path relative to its folder.
+
+    Args:
+        folder: The folder of the result.
+        name: What the result says.
+        key: Where it says so, for the message.
+
+    Raises:
+        RecordError: The path leads out of the folder, also by a link, or to what is no file.
+    """
+    try:
+        path = folder / str(name)
+        is_inside = isinstance(name, str) and path.resolve().is_relative_to(folder.resolve())
+        if is_inside and (path.is_file() or not path.exists()):
+            return path
+    except (OSError, ValueError, RuntimeError):  # NUL, too long, a circle of links
+        pass
+    raise RecordError(f"{folder}: {key}={name!r}: expected a file inside of this folder.")
 
 
 def remove_leftovers(folder: Path) -> None:
     """Removes partial files that a killed writer left; call it as the only writer of the folder."""
     for leftover in folder.glob(".*.partial-*"):
         leftover.unlink(missing_ok=True)
+
+
+def _without_links(path: str, flags: int) -> int:
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise RecordError(f"{path}: expected a file or nothing, found a link. Remove it.") from None
+        raise
 
 
 @contextmanager
@@ -119,7 +246,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
     while True:
-        with path.open("a+", encoding="utf-8") as file:
+        with open(path, "a+", encoding="utf-8", opener=_without_links) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -6,6 +6,8 @@ METRICS = {"precision_at_1": "P@1", "r_precision": "RP", "mean_average_precision
 """Titles of a record's accuracies."""
 MAP_AT_R: Literal["mean_average_precision_at_r"] = "mean_average_precision_at_r"
 """The accuracy by which epochs, trials and searches are selected."""
+NOT_READ = "could not be read"
+"""What every listing says of a damaged result."""
 PER_QUERY = {
     "precision_at_1": "correct_at_1",
     "r_precision": "r_precision",

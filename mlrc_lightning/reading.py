@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -13,18 +14,20 @@ from typing import Any, TypeVar
 from mlrc_lightning.errors import ConfigError
 
 T = TypeVar("T")
+LONGEST_NAME = 128
 
 
 def read(cls: type[T], values: object, path: str = "") -> T:
     """Reads a mapping into a dataclass, refusing what does not fit.
 
     Args:
-        cls: A dataclass whose fields are plain types, other such dataclasses, tuples, dicts or unions of these.
+        cls: A dataclass whose fields are plain types, other such dataclasses, tuples, dicts or unions of these. A
+            method `problems` yields key, value and what was expected of each value out of range.
         values: A mapping with exactly the fields of `cls`; those that have a default may be missing.
         path: Dotted key of `values`, for messages.
 
     Raises:
-        ConfigError: A key is unknown or missing, or a value has the wrong type; the message names the key.
+        ConfigError: A key is unknown or missing, or a value has the wrong type or range; the message names the key.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path or cls.__name__}: expected a mapping, found {values!r}.")
@@ -37,7 +40,10 @@ def read(cls: type[T], values: object, path: str = "") -> T:
     missing = [name for name in required if name not in values]
     if missing:
         raise ConfigError(f"{_join(path, missing[0])}: expected a value, found none.")
-    return cls(**{name: _convert(hints[name], values[name], _join(path, name)) for name in names if name in values})
+    found = cls(**{name: _convert(hints[name], values[name], _join(path, name)) for name in names if name in values})
+    for key, value, expected in getattr(found, "problems", tuple)():
+        raise ConfigError(f"{_join(path, key)}={shortened(value)}: expected {expected}.")
+    return found
 
 
 # a record of many epochs asks thousands of times
@@ -64,6 +70,33 @@ def leaves(values: object, path: str = "") -> Iterable[tuple[str, object]]:
         yield path, values
 
 
+def require_name(path: str, value: object) -> str:
+    """Returns a name that can be that of a file or a folder.
+
+    Raises:
+        ConfigError: The value is no text, is empty, begins with a dot, is longer than 128 bytes, or has a
+            separator or an unprintable character.
+    """
+    if (
+        not isinstance(value, str)
+        or not value.isprintable()
+        or not 0 < len(value.encode()) <= LONGEST_NAME
+        or value[0] in ". "
+        or any(character in r'/\:*?"<>|' for character in value)
+    ):
+        raise ConfigError(
+            f"{path}={shortened(value)}: expected a name of at most {LONGEST_NAME} bytes without a separator and"
+            " without a dot in front, because folders are named after it."
+        )
+    return value
+
+
+def shortened(value: object) -> str:
+    """Returns how Python writes a value, cut to what fits into a message."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
 def _has_no_default(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
@@ -84,11 +117,25 @@ def _convert(expected: Any, value: object, path: str) -> Any:
                 return tuple(_convert(items[i], item, f"{path}[{i}]") for i, item in enumerate(value))
         elif origin is dict:
             assert isinstance(value, Mapping)
-            return {str(key): item for key, item in value.items()}
+            if arguments[-1] is Any:
+                return {str(key): item for key, item in value.items()}
+            return {str(key): _convert(arguments[-1], item, _join(path, key)) for key, item in value.items()}
+        elif expected is float:
+            return _finite(value, path)
         else:
-            return float(value) if expected is float else value  # type: ignore[arg-type]
+            return value
     name = expected.__name__ if isinstance(expected, type) and origin is None else str(expected)
-    raise ConfigError(f"{path}={value!r}: expected {name}.")
+    raise ConfigError(f"{path}={shortened(value)}: expected {name}.")
+
+
+def _finite(value: Any, path: str) -> float:
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ConfigError(f"{path}={shortened(value)}: expected a finite number.")
+    return number
 
 
 def _has_form_of(expected: Any, value: object) -> bool:

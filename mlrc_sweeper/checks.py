@@ -1,6 +1,7 @@
 """Checks a record's fields, and that it follows from the records before it."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from types import NoneType
 from typing import Any
 
@@ -37,6 +38,8 @@ _SIGNATURE: _Fields = {
     "noise": (str, NoneType),
     "generation": (dict,),
 }
+_LARGEST = 1e300
+_LARGEST_OF = {"max_trials": 10**6, "seconds": 1e10, "job": 2**53, "replicate": 2**53}
 _MEASUREMENT: _Fields = {"mean": (int, float), "sem": (int, float, NoneType), "replicates": (list, NoneType)}
 
 
@@ -58,10 +61,16 @@ def check(record: Record, state: SearchState) -> None:
     _check_fields(record.payload, fields, "payload")
     if (record.type == "search") != (state.header is None):
         raise ValueError("is a second header" if record.type == "search" else "stands before the header of the search")
+    _check_ranges(record.payload)
     if "trial" in fields:
         _check_trial(record, state)
     if record.type == "search":
         _check_signature(record.payload["signature"])
+        _check_time(record.payload["created"], "created")
+    elif record.type == "proposed":
+        for name, value in record.payload["parameters"].items():
+            if type(value) not in (bool, int, float, str):
+                raise ValueError(f"has a value of `{name}` that is neither number nor text")
     elif record.type == "result":
         for name, measured in record.payload["metrics"].items():
             _check_measurement(measured, f"metric `{name}`")
@@ -75,6 +84,22 @@ def _check_fields(value: Any, fields: _Fields, what: str) -> None:
     for name, types in fields.items():
         if type(value.get(name)) not in types:
             raise ValueError(f"has a {what} without a valid `{name}`")
+
+
+def _check_ranges(payload: Mapping[str, Any]) -> None:
+    if "time" in payload:
+        _check_time(payload["time"], "time")
+    for name, largest in _LARGEST_OF.items():
+        value = payload.get(name, 0)
+        if type(value) not in (int, float) or not 0 <= value <= largest:
+            raise ValueError(f"has a payload without a valid `{name}`")
+
+
+def _check_time(value: Any, name: str) -> None:
+    try:
+        datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"has a payload without a valid `{name}`") from None
 
 
 def _check_trial(record: Record, state: SearchState) -> None:
@@ -93,6 +118,8 @@ def _check_signature(signature: Any) -> None:
         # "(other overrides)" is no parameter
         if not name.startswith("("):
             _check_fields(entry, {"type": (str,), "values": (list, NoneType)}, f"parameter `{name}`")
+            if entry["type"] != "range" and not entry.get("values"):
+                raise ValueError(f"has a parameter `{name}` without a valid `values`")
 
 
 def _check_measurement(measured: Any, what: str) -> None:
@@ -100,6 +127,9 @@ def _check_measurement(measured: Any, what: str) -> None:
     values = measured.get("replicates")
     if values is not None and (not values or any(type(value) not in (int, float) for value in values)):
         raise ValueError(f"has a {what} without valid `replicates`")
+    for value in (measured["mean"], measured.get("sem") or 0, *(values or ())):
+        if not -_LARGEST <= value <= _LARGEST:
+            raise ValueError(f"has a {what} with a number that is out of range")
 
 
 def _check_measured(trial: int, state: SearchState) -> None:

@@ -1,14 +1,16 @@
 """The only reader of ledgers: every line is checked, by itself and against those before it."""
 
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlrc_sweeper.checks import check
-from mlrc_sweeper.errors import DamagedLedgerError
+from mlrc_sweeper.errors import DamagedLedgerError, SweepError
 from mlrc_sweeper.records import Record, decode
 from mlrc_sweeper.state import SearchState
 
 LEDGER_NAME = "ledger.jsonl"
+_LARGEST = 2**30
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,9 @@ def read(path: Path) -> Content:
 
     Raises:
         DamagedLedgerError: A complete line is not what a sweeper wrote there.
+        SweepError: It is no file, or larger than any search's.
     """
-    data = path.read_bytes()
+    data = _bytes(path)
     records: list[Record] = []
     state = SearchState()
     position = 0
@@ -52,6 +55,15 @@ def read(path: Path) -> Content:
     except ValueError:
         return Content(records, state, position, lacks_line_break=False)
     return Content(records, state, len(data), lacks_line_break=True)
+
+
+def _bytes(path: Path) -> bytes:
+    status = path.stat()  # a pipe would wait for its writer
+    if not stat.S_ISREG(status.st_mode):
+        raise SweepError(f"{path}: expected a ledger, found a folder, a pipe or a device. Remove it.")
+    if status.st_size > _LARGEST:
+        raise SweepError(f"{path}: expected a ledger of at most {_LARGEST:,} bytes, found {status.st_size:,}.")
+    return path.read_bytes()
 
 
 def _follow(line: bytes, records: list[Record], state: SearchState) -> None:

@@ -17,7 +17,8 @@ from mlrc_lightning.files import config_folder
 from mlrc_lightning.settings.recorded import trusted_targets
 
 ROOT = Path(__file__).parents[1]
-OURS = sorted(name for name in trusted_targets([config_folder()]) if name.startswith("mlrc_lightning."))
+TARGETS = set().union(*trusted_targets([config_folder()]).values())
+OURS = sorted(name for name in TARGETS if name.startswith("mlrc_lightning."))
 COMPOSE = """
 import dataclasses, json, sys
 from hydra import compose, initialize_config_dir

@@ -13,7 +13,8 @@ PACKAGE = ROOT / "mlrc_lightning"
 # from the bottom to the top; rooms of one line know nothing of each other
 ROOMS = [
     ["errors", "names", "reference", "_torchvision", "_lazy"],
-    ["metrics", "reading", "files"],
+    ["metrics", "reading"],
+    ["files"],
     ["data", "results"],
     ["settings"],
     ["models", "parallel", "reporting"],

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from mlrc_sweeper.state import Trial
 
 from ._errors import SpaceExhaustedError, SweepError
-from ._jobs import Job, JobResult, is_usage_error, run_job
+from ._jobs import Job, JobResult, is_usage_error, reason_of, run_job
 from ._ledger import Ledger, SearchLock
 from ._problem import Problem, check_resume, new_header
 from ._racing import cannot_win
@@ -173,7 +173,7 @@ class Search:
             except SystemExit as stop:
                 result = stop
             except BaseException as error:  # or the search would wait for this job for ever
-                result = JobResult(0.0, reason=f"{type(error).__name__}: {error}")
+                result = JobResult(0.0, reason=reason_of(error))
             results.put((job, result))
 
         while True:

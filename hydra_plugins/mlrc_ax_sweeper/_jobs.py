@@ -105,10 +105,24 @@ def _read(returned: JobReturn, problem: Problem) -> Measurements:
     return metrics
 
 
+def reason_of(error: BaseException) -> str:
+    """Type and text of an exception; the text is the exception's own code, which may fail."""
+    try:
+        text = str(error)
+    except Exception as failed:
+        text = f"(its text cannot be made: {type(failed).__name__})"
+    return writable(f"{type(error).__name__}: {text}")
+
+
+def writable(text: str) -> str:
+    """The text with each byte that was no UTF-8 as an escape, since no file takes it as it is."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _failure(error: BaseException, seconds: float) -> JobResult:
-    lines = "".join(traceback.format_exception(error)).splitlines()
+    lines = writable("".join(traceback.format_exception(error))).splitlines()
     # the first line says it; the rest is in the traceback
-    reason = f"{type(error).__name__}: {error}".splitlines()[0][:_REASON_CHARACTERS]
+    reason = reason_of(error).splitlines()[0][:_REASON_CHARACTERS]
     return JobResult(seconds, reason=reason, traceback="\n".join(lines[-_TRACEBACK_LINES:]), exception=error)
 
 

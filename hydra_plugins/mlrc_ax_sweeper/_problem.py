@@ -84,14 +84,17 @@ class Problem:
         """Means of the status quo, which is the first trial where there is one."""
         if self.settings.ax_config.experiment.status_quo is None or not trials:
             return None
-        return self.means(trials[0]) if trials[0].status == "completed" else None
+        is_measured = set(self.required_metrics) <= trials[0].measurements.keys()
+        return self.means(trials[0]) if trials[0].status == "completed" and is_measured else None
 
     def means(self, trial: Trial) -> dict[str, float]:
         """The trial's means of the metrics that the search needs."""
         return {name: trial.measurements[name].mean for name in self.required_metrics}
 
     def is_feasible(self, trial: Trial, baseline: Mapping[str, float] | None) -> bool:
-        """Whether the trial's means meet every outcome constraint."""
+        """Whether the trial's means meet every outcome constraint; one that lacks a mean meets none."""
+        if not set(self.required_metrics) <= trial.measurements.keys():
+            return False
         means = self.means(trial)
         return all(constraint.holds(means, baseline) for constraint in self.constraints)
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal
@@ -298,6 +298,9 @@ def _parameter(entry: Mapping[str, Any]) -> Parameter:
     values = entry.get("values") if entry["type"] == "choice" else [entry.get("value")]
     if not isinstance(values, list | tuple) or not values:
         raise SweepError(f"Search space, `{name}`: a choice takes a non-empty list `values`, found {values!r}.")
+    for path, value in _floats(values, name):
+        if not math.isfinite(value):
+            raise SweepError(f"Search space, `{path}`: expected finite numbers, found {value}.")
     values, value_type, as_text = _unify(list(values), bool(entry.get("verbatim")))
     if len(set(values)) != len(values):
         raise SweepError(f"Search space, `{name}`: the same value stands in the choice twice: {values}.")
@@ -315,6 +318,14 @@ def _parameter(entry: Mapping[str, Any]) -> Parameter:
         verbatim=bool(entry.get("verbatim")) or as_text,
         text=entry.get("text"),
     )
+
+
+def _floats(node: Any, path: str) -> Iterator[tuple[str, float]]:
+    """Every float in nested values, with its place. Text of a sweep, as `[1,nan]`, is no number of the search."""
+    if isinstance(node, float):
+        yield path, node
+    for child in node.values() if isinstance(node, Mapping) else node if isinstance(node, list | tuple) else ():
+        yield from _floats(child, path)
 
 
 def _range_parameter(name: str, entry: Mapping[str, Any]) -> Parameter:

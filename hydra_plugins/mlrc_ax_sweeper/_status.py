@@ -7,12 +7,17 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from mlrc_sweeper.errors import DamagedLedgerError
+from omegaconf.errors import OmegaConfBaseException
+
+from mlrc_sweeper.errors import SweepError
 from mlrc_sweeper.ledger import LEDGER_NAME, read
 from mlrc_sweeper.state import SearchState, Trial
 
 from ._ledger import LOCK_NAME
 from ._problem import problem_from_header
+
+# of a header with valid checksum and fields that no sweeper writes together
+_HOSTILE = (KeyError, TypeError, ValueError, IndexError, AttributeError, OmegaConfBaseException)
 
 
 def find_searches(root: Path) -> Iterator[Path]:
@@ -25,17 +30,19 @@ def describe(directory: Path) -> str:
     """A few lines on one search."""
     try:
         content = read(directory / LEDGER_NAME)
-    except DamagedLedgerError as damage:
+        problem = None if content.state.header is None else problem_from_header(content.state.header)
+    except SweepError as damage:
         return f"{directory}\n  damaged: {damage}"
+    except _HOSTILE as error:
+        return f"{directory}\n  damaged: the header of {directory / LEDGER_NAME} describes no search: {error!r}"
     state = content.state
-    if state.header is None:
+    if state.header is None or problem is None:
         return f"{directory}\n  just begun"
     lines = [
         str(directory),
         f"  {state.num_completed} of {state.max_trials} trials done, {state.num_failed} failed, "
         f"{_standing(state, directory)}",
     ]
-    problem = problem_from_header(state.header)
     best = problem.best(state.trials)
     if best is not None and not problem.is_multi_objective:
         value = best.measurements[problem.objective].mean

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -17,6 +18,10 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 """Set to 1, it shows the traceback of a usage error as well."""
 _ASKED = "MLRC_FULL_ERROR"
 USAGE_ERROR = 2
+_OF_THE_DISK = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG, errno.ENOTDIR,
+)  # fmt: skip
+"""What a full, read-only or broken disk answers, or a place that cannot be one."""
 
 
 def run(command: Callable[[], Any]) -> Any:
@@ -79,13 +84,33 @@ def is_usage_error(error: BaseException) -> bool:
     from omegaconf.errors import OmegaConfBaseException
 
     declared = getattr(error, "is_usage_error", None)
-    return bool(declared) if declared is not None else isinstance(error, HydraException | OmegaConfBaseException)
+    if declared is not None:
+        return bool(declared)
+    if isinstance(error, OSError):
+        return error.errno in _OF_THE_DISK
+    return isinstance(error, HydraException | OmegaConfBaseException) or _is_of_composing(error)
+
+
+def _is_of_composing(error: BaseException) -> bool:
+    """Returns whether Hydra raised it itself while it read overrides, as a ValueError for `=1`."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
+    return isinstance(error, ValueError | TypeError) and module.startswith("hydra._internal.")
 
 
 def message(error: BaseException) -> str:
     """Returns the error's message, with the nearest known name where Hydra could not find one."""
     from mlrc_lightning.settings.plain import error_of_a_resolver  # OmegaConf: a table does without it
 
+    if isinstance(error, OSError):
+        place = error.filename2 or error.filename or "a file"
+        what = error.strerror or str(error)
+        return (
+            f"Cannot write to {place}: {what}. All earlier results are safe; make room, or choose another"
+            " output_root, and repeat the command."
+        )
     own = error_of_a_resolver(error)
     if own is not None:
         return str(own)

@@ -21,7 +21,7 @@ CHOICES = (*EMBEDDINGS, "both")
 
 
 def evaluate(
-    path: Path, split: Split, embedding: str, config_folders: Iterable[Path] = (), data_root: str | None = None
+    path: Path, split: Split, embedding: str, config_folders: Iterable[Path] = (), overrides: Iterable[str] = ()
 ) -> str:
     """Evaluates a run with the settings in its record, notes that in its folder, and compares with the record.
 
@@ -33,13 +33,14 @@ def evaluate(
         split: train, val or test.
         embedding: One of `EMBEDDINGS`.
         config_folders: Folders whose classes a record may name, beside our own.
-        data_root: Where the datasets are here; None: where the record says.
+        overrides: Places and hardware, as `recorded_settings` takes them.
 
     Returns:
         A table.
 
     Raises:
-        ConfigError: The embedding does not exist for the split, or the record names an unknown class.
+        ConfigError: The embedding does not exist for the split, the record names an unknown class, or a place is not
+            given.
         RecordError: The run is not finished, or has no models.
     """
     if embedding == "concatenated" and split != "test":
@@ -51,7 +52,9 @@ def evaluate(
     if record.status != "complete" or not record.folds:
         found = "one without training" if record.status == "complete" else f"a failed one ({record.failure})"
         raise RecordError(f"{folder}: expected a finished run with trained models, found {found}.")
-    settings = recorded_settings(record, config_folders, data_root)
+    settings = recorded_settings(record, config_folders, overrides, needs_weights=False)
+    if {fold.fold for fold in record.folds} != set(settings.folds):
+        raise RecordError(f"{folder}: expected models of the folds {settings.folds}, found others in the record.")
     # the stage of a search has no way to the test classes
     settings = dataclasses.replace(settings, stage="train" if split == "test" else "search", run=None)
     data = TrialData(settings)

@@ -7,20 +7,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlrc_lightning.errors import RecordError
+from mlrc_lightning.names import NOT_READ
 from mlrc_lightning.reporting.figures import NAMES
 from mlrc_lightning.reporting.figures.collect import FOLDER, TOY_FILE, Lacking, collect
 from mlrc_lightning.reporting.figures.save import FORMATS, save
+from mlrc_lightning.results.damaged import damaged_results, listed
+from mlrc_lightning.results.runs import run_sets
 
 log = logging.getLogger(__name__)
 
 
-def draw(names: Sequence[str], outputs: Path, file_format: str) -> list[Path]:
+def draw(names: Sequence[str], outputs: Path, file_format: str, damaged: list[str] | None = None) -> list[Path]:
     """Draws figures into `outputs/figures/`; tells what is lacking as it goes.
 
     Args:
         names: Of `figures.NAMES`, or all.
         outputs: Folder of results.
         file_format: png, svg, html or all.
+        damaged: Gets a line for each result that could not be read.
 
     Returns:
         The files.
@@ -36,15 +40,20 @@ def draw(names: Sequence[str], outputs: Path, file_format: str) -> list[Path]:
         store_toy(outputs / TOY_FILE)
     files: list[Path] = []
     lacking: list[str] = []
+    damaged = [] if damaged is None else damaged
+    sets = run_sets(outputs)
     for name in chosen:
-        for found in collect(name, outputs):
-            if isinstance(found, Lacking):
+        for found in collect(name, outputs, sets):
+            if isinstance(found, Lacking) and found.is_damaged:
+                damaged.append(f"{found.text} ({NOT_READ})")
+            elif isinstance(found, Lacking):
                 lacking.append(found.text)
             else:
                 path = outputs / FOLDER / found.path
                 files += save(found.figure, path, found.title, found.description, formats)
+    damaged += listed(damaged_results(outputs, sets))
     if not files:
-        raise RecordError("\n".join(lacking))
+        raise RecordError("\n".join([*lacking, *damaged]))
     for text in lacking:
         log.warning(text)
     return files

@@ -11,12 +11,15 @@ import mlrc_lightning._torchvision  # noqa: F401
 import torch
 
 from mlrc_lightning.errors import ConfigError, RecordError
+from mlrc_lightning.files import inside
 from mlrc_lightning.models.folder import file_digest
 from mlrc_lightning.protocol.trial import run_trial
 from mlrc_lightning.reporting.tables.trial import comparison_table
 from mlrc_lightning.results.environment import environment
 from mlrc_lightning.results.records import FoldResult, TrialRecord, read_run
 from mlrc_lightning.settings.recorded import recorded_settings
+
+_MOST_THREADS = 1024
 
 
 def reproduce(
@@ -25,7 +28,7 @@ def reproduce(
     *,
     exact: bool = False,
     config_folders: Iterable[Path] = (),
-    data_root: str | None = None,
+    overrides: Iterable[str] = (),
 ) -> str:
     """Trains a run once more with the settings and seeds in its record, in a folder beside it.
 
@@ -37,27 +40,32 @@ def reproduce(
         name: Of the new folder; None: the old one's with "-again".
         exact: Demand the same versions of Python and packages, and on a CPU the same weights, with as many threads.
         config_folders: Folders whose classes a record may name, beside our own.
-        data_root: Where the datasets are here; None: where the record says.
+        overrides: Places and hardware, as `recorded_settings` takes them.
 
     Returns:
         Old and new accuracies in a table.
 
     Raises:
-        ConfigError: The name is none for a folder, or the record names an unknown class.
-        RecordError: With `exact`, what differs.
+        ConfigError: The name is none for a folder, the record names an unknown class, or a place is not given.
+        RecordError: The new folder has links in it; with `exact`, what differs.
     """
     folder, record = read_run(path)
     name = f"{folder.name}-again" if name is None else name
     if Path(name).name != name or name in ("", "..") or name.isdigit() or name == folder.name:
         raise ConfigError(f"--name {name}: expected a new name for a folder beside {folder}, and no number.")
-    settings = recorded_settings(record, config_folders, data_root)
+    settings = recorded_settings(record, config_folders, overrides)
+    new_folder = folder.with_name(name)
+    links = [path for path in (new_folder, *new_folder.rglob("*")) if path.is_symlink()]
+    if links:
+        raise RecordError(f"{links[0]}: expected a folder of files, found a link. Give another --name.")
     if exact:
         _require_the_same_packages(record)
         threads = record.environment.get("num_threads") or torch.get_num_threads()
+        if not isinstance(threads, int) or not 1 <= threads <= _MOST_THREADS:
+            raise RecordError(f"{folder}: environment.num_threads={threads!r}: expected 1 to {_MOST_THREADS}.")
         torch.set_num_threads(threads)
         if settings.trainer.num_ranks > 1:
             os.environ["OMP_NUM_THREADS"] = str(threads)  # of ranks, which are processes of their own
-    new_folder = folder.with_name(name)
     again = run_trial(settings, new_folder)
     rows = [("validation, mean over folds", again.val, record.val)]
     if again.test is not None and record.test is not None:
@@ -75,7 +83,9 @@ def reproduce(
 
 
 def _require_the_same_packages(record: TrialRecord) -> None:
-    here, there = environment(), record.environment
+    here, there = environment(), {"python": None, "packages": {}, **record.environment}
+    if not isinstance(there["packages"], dict):
+        raise RecordError(f"environment.packages={there['packages']!r}: expected a mapping of versions in the record.")
     versions = {"python": (there["python"], here["python"])}
     for package in sorted(there["packages"].keys() | here["packages"].keys()):
         versions[package] = (there["packages"].get(package), here["packages"].get(package))
@@ -113,8 +123,9 @@ def _differences(record: TrialRecord, folder: Path, again: TrialRecord, new_fold
 def _weight_digests(fold: FoldResult, folder: Path) -> dict[str, str]:
     if fold.weight_digests:
         return fold.weight_digests
-    return {part: file_digest(folder / file) for part, file in fold.weights.items() if (folder / file).exists()}
+    files = {part: inside(folder, name, f"weights.{part}") for part, name in fold.weights.items()}
+    return {part: file_digest(file) for part, file in files.items() if file.exists()}
 
 
 def _used_a_gpu(*records: TrialRecord) -> bool:
-    return any(r.settings["trainer"]["accelerator"] != "cpu" and r.environment["gpus"] for r in records)
+    return any(r.settings["trainer"]["accelerator"] != "cpu" and r.environment.get("gpus") for r in records)

@@ -24,7 +24,7 @@ from typing import IO
 from mlrc_lightning.errors import ConfigError
 from mlrc_lightning.files import PACKAGE_FOLDER, config_folder
 from mlrc_lightning.names import SEARCH, UNTRAINED, parts_of_setting
-from mlrc_lightning.parallel.signals import STOP_SIGNALS, STOPPED, StopSignals
+from mlrc_lightning.parallel.signals import STOPPED, StopSignals
 from mlrc_lightning.reading import suggestion
 from mlrc_lightning.reporting.tables.catalog import LOSSES
 from mlrc_lightning.results.choice import furthest
@@ -202,8 +202,7 @@ def run(study: Study, jobs: int) -> int:
         by_loss.setdefault(step.loss, []).append(step)
     chains = [chain for chain in by_loss.values() if not all(step.is_finished for step in chain)]
     runner = _Runner(study, jobs, sum(not step.is_finished for chain in chains for step in chain))
-    hangup = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]  # nohup has it ignored
-    with StopSignals([*STOP_SIGNALS, *hangup]) as stop, ThreadPoolExecutor(jobs) as pool:
+    with StopSignals() as stop, ThreadPoolExecutor(jobs) as pool:
         futures = {pool.submit(runner.run_chain, chain) for chain in chains}
         try:
             while futures:
@@ -211,7 +210,7 @@ def run(study: Study, jobs: int) -> int:
                 for future in done:
                     future.result()
                 if stop.received:
-                    # train.py knows no SIGHUP
+                    # the terminal has sent SIGHUP to all that it has; a second one would end what is being saved
                     runner.stop(signal.SIGTERM if stop.received == signal.SIGHUP else stop.received)
         except KeyboardInterrupt:
             runner.stop(signal.SIGINT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import filecmp
 import hashlib
 import http.client
 import logging
@@ -181,7 +182,8 @@ def extract(archive: Path, folder: Path) -> None:
 
     Raises:
         DownloadError: It is damaged.
-        DatasetError: It has an entry that would land outside the folder, or a folder is in the way.
+        DatasetError: It has an entry that would land outside the folder, unpacks to more than `Limits` allow, or a
+            file or folder of another content is in the way, which stays as it is.
     """
     partial = folder / f".{archive.name}.extracting"
     shutil.rmtree(partial, ignore_errors=True)
@@ -189,17 +191,19 @@ def extract(archive: Path, folder: Path) -> None:
     try:
         partial.mkdir(parents=True)
         if zipfile.is_zipfile(archive):
-            _extract_zip(archive, partial)
+            extract_zip(archive, partial)
         else:
             _extract_tar(archive, partial)
-        # folders first: they are what can be in the way
-        for entry in sorted(partial.iterdir(), key=lambda path: not path.is_dir()):
+        entries = sorted(partial.iterdir())
+        for entry in entries:
             destination = folder / entry.name
-            if destination.is_dir():
+            if os.path.lexists(destination) and not _is_same_file(entry, destination):
+                kind = "folder" if entry.is_dir() else "file"
                 raise DatasetError(
-                    f"{destination}: {archive.name} holds a folder of this name. Remove or rename yours."
+                    f"{destination}: {archive.name} holds a {kind} of this name. Remove or rename yours."
                 )
-            os.replace(entry, destination)
+        for entry in entries:
+            os.replace(entry, folder / entry.name)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
         raise DownloadError(
             f"{archive}: expected an intact archive, found: {error}. Remove it and get it again."
@@ -312,11 +316,56 @@ def _append(response: Any, partial: Path, offset: int, total: int | None) -> int
     return size
 
 
+def _is_same_file(one: Path, other: Path) -> bool:
+    are_files = not other.is_symlink() and one.is_file() and other.is_file()
+    return are_files and filecmp.cmp(one, other, shallow=False)
+
+
+class Limits:
+    """What an archive may unpack to; a published dataset is far below it, and an archive of zeros is not.
+
+    Args:
+        archive: The file.
+        folder: The folder that it is unpacked into.
+
+    Raises:
+        DatasetError: From `add`: too many entries, too many bytes for the archive's own size or for the disk.
+    """
+
+    MOST_ENTRIES = 2 * 10**6
+    LARGEST_RATIO = 100
+    FREE_OF_RATIO = 2**26
+
+    def __init__(self, archive: Path, folder: Path) -> None:
+        self._archive = archive
+        self._largest = max(self.FREE_OF_RATIO, self.LARGEST_RATIO * archive.stat().st_size)
+        self._free = shutil.disk_usage(folder).free
+        self._entries = self._bytes = 0
+
+    def add(self, num_bytes: int) -> None:
+        """Counts one entry before it is unpacked."""
+        self._entries += 1
+        self._bytes += max(0, num_bytes)
+        if self._entries > self.MOST_ENTRIES:
+            raise DatasetError(f"{self._archive}: refused, it has more than {self.MOST_ENTRIES:,} entries.")
+        if self._bytes > self._largest:
+            raise DatasetError(
+                f"{self._archive}: refused, it unpacks to more than {self._largest:,} bytes,"
+                f" {self.LARGEST_RATIO} times its own size."
+            )
+        if self._bytes > self._free:
+            raise DatasetError(
+                f"{self._archive}: expected {self._bytes:,} bytes of free space, found {self._free:,}. Free some."
+            )
+
+
 def _extract_tar(archive: Path, partial: Path) -> None:
     # Python 3.11 before 3.11.4 has no filters; the check below is made in any case
     options: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+    limits = Limits(archive, partial)
     with tarfile.open(archive) as opened, _progress(archive) as bar:
         for member in opened:
+            limits.add(member.size)
             _require_inside(archive, member.name)
             if member.issym() or member.islnk():
                 _require_inside(archive, member.linkname)
@@ -326,9 +375,17 @@ def _extract_tar(archive: Path, partial: Path) -> None:
             bar.update()
 
 
-def _extract_zip(archive: Path, partial: Path) -> None:
+def extract_zip(archive: Path, partial: Path) -> None:
+    """Extracts a zip archive into an empty folder, which is left to the caller where that fails.
+
+    Raises:
+        DatasetError: It has a link or an entry that would land outside the folder, or unpacks to too much.
+        zipfile.BadZipFile: It is damaged.
+    """
+    limits = Limits(archive, partial)
     with zipfile.ZipFile(archive) as opened, _progress(archive) as bar:
         for member in opened.infolist():
+            limits.add(member.file_size)
             _require_inside(archive, member.filename)
             if stat.S_ISLNK(member.external_attr >> 16):
                 raise DatasetError(f"{archive}: refused, {member.filename} is a link.")

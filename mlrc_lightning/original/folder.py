@@ -13,7 +13,9 @@ from typing import Any
 
 import yaml
 
-from mlrc_lightning.errors import ConfigError
+from mlrc_lightning.errors import ConfigError, RecordError
+from mlrc_lightning.files import read_bytes
+from mlrc_lightning.reading import shortened
 
 NUM_FOLDS = 4
 """Folds of the original's experiments (§1.6). Ours are `split.num_folds`."""
@@ -31,7 +33,7 @@ CATEGORIES = (
 _CONFIG_FOLDERS = ("configs", "original_configs")  # of an experiment; of a whole Bayesian search
 _PARAMETER_FILES = ("bayes_opt_parameters.yaml", "best_parameters.yaml")  # of a trial; of a whole search
 _CONFIG_DIFFS = "resume_training_config_diffs_"
-_KEYWORD = re.compile(r"^(?P<key>.*?)~(?P<word>[A-Z_]+)~(?P<depth>\d*)$")
+_KEYWORD = re.compile(r"^(?P<key>.*?)~(?P<word>[A-Z_]+)~(?P<depth>\d{0,3})$")
 _KEYWORDS = ("OVERRIDE", "APPLY", "SWAP", "DELETE")
 _SEARCHES = ("BAYESIAN", "LOG_BAYESIAN", "INT_BAYESIAN")
 _MISSING = object()
@@ -286,14 +288,42 @@ def _has_keyword(node: Any) -> bool:
     return any(word not in _SEARCHES for word in words) or any(map(_has_keyword, node.values()))
 
 
+_LARGEST_FILE, _DEEPEST, _MOST_ALIASES = 10**6, 32, 20
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = read_bytes(path, _LARGEST_FILE).decode()
+        _check_events(text)
+        content = yaml.safe_load(text)
+    except RecordError as error:
+        raise ConfigError(str(error)) from None
+    except (yaml.YAMLError, ValueError) as error:  # numbers of thousands of digits are ValueErrors
         raise ConfigError(f"{path}: expected plain YAML, found something else ({error}).") from error
     if content is not None and not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected a mapping, found {content!r}.")
+        raise ConfigError(f"{path}: expected a mapping, found {shortened(content)}.")
     return content or {}
+
+
+def _check_events(text: str) -> None:
+    """Refuses what takes more time or memory than the file is long, before anything is made of it.
+
+    Raises:
+        ValueError: It is nested too deeply, has too many aliases, or one of a node inside of itself.
+    """
+    open_anchors: list[str | None] = []
+    num_aliases = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_anchors.append(event.anchor)
+            if len(open_anchors) > _DEEPEST:
+                raise ValueError(f"more than {_DEEPEST} levels")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            open_anchors.pop()
+        elif isinstance(event, yaml.AliasEvent):
+            num_aliases += 1
+            if num_aliases > _MOST_ALIASES or event.anchor in open_anchors:
+                raise ValueError(f"more than {_MOST_ALIASES} aliases, or one of a node inside of itself")
 
 
 @cache

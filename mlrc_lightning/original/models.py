@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mlrc_lightning.errors import WeightsError
-from mlrc_lightning.files import write_bytes
+from mlrc_lightning.files import inside, write_bytes
 from mlrc_lightning.models.bn_inception import BNInception
 from mlrc_lightning.names import RECORD_FILE
 from mlrc_lightning.original.folder import NUM_FOLDS
@@ -100,12 +100,15 @@ def export_original(source: EmbeddingModule | Path, folder: Path) -> list[Path]:
     modules = {}
     for fold in kept:
         # read as weights alone: nothing that a record names is built
-        states = {part: _safetensors(source / fold.weights[part]) for part in PARTS}
+        files = {
+            part: inside(source, fold.weights.get(part), f"folds of fold {fold.fold}, weights.{part}") for part in PARTS
+        }
+        states = {part: _safetensors(file) for part, file in files.items()}
         trunk = BNInception(pretrained=False)
-        _load(trunk, states["trunk"], source / fold.weights["trunk"], "BN-Inception")
+        _load(trunk, states["trunk"], files["trunk"], "BN-Inception")
         weight = states["embedder"].get("weight", torch.empty(0, 0))
         embedder = nn.Linear(trunk.num_features, weight.shape[0])
-        _load(embedder, states["embedder"], source / fold.weights["embedder"], "one linear layer")
+        _load(embedder, states["embedder"], files["embedder"], "one linear layer")
         modules[fold.fold] = EmbeddingModule(trunk, embedder)
     written = []
     for number, module in modules.items():

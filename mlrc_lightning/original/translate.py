@@ -131,13 +131,19 @@ def read_original(folder: Path, given: Sequence[str] = ()) -> OriginalExperiment
     if configs is None:
         raise ConfigError(f"{folder}: expected an experiment of the original, configs/*.yaml, found none.")
     mapping = _Mapping(folder, given)
-    mapping.config = _merged(configs, mapping)
-    files = [category for category in CATEGORIES if (configs / f"{category}.yaml").is_file()]
-    mapping.fill_search_parameters()
-    _to_new_keys(mapping.config)
-    _fill_in_defaults(mapping, files)
-    for translate in _TRANSLATIONS:
-        translate(mapping)
+    try:
+        mapping.config = _merged(configs, mapping)
+        files = [category for category in CATEGORIES if (configs / f"{category}.yaml").is_file()]
+        mapping.fill_search_parameters()
+        _to_new_keys(mapping.config)
+        _fill_in_defaults(mapping, files)
+        for translate in _TRANSLATIONS:
+            translate(mapping)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError) as error:
+        # each entry may be text, a number, a list or a mapping, and the original takes one of them
+        raise ConfigError(
+            f"{folder}: expected entries as the original writes them, found another kind of value ({error!r})."
+        ) from error
     for key, value in leaves(mapping.config):
         mapping.drop(key.replace(".", "/"), _plain(value), "not known here, left out")
     return OriginalExperiment(folder, (*mapping.overrides.values(), *given), tuple(mapping.unmapped))
@@ -155,7 +161,7 @@ def _dataset(mapping: _Mapping) -> None:
         if mapping.require(name in _DATASETS, "dataset", name, known, "dataset"):
             mapping.set("dataset", _DATASETS[name])
         if arguments.pop("download", False):
-            mapping.set("dataset.images.download", True)
+            mapping.drop(f"{where}/download", True, "a folder starts no download, give dataset.images.download=true")
         for key in ("root", "dataset_root"):
             mapping.neutral(arguments, where, key, (None,), "data_root, or dataset.images.root=…")
         mapping.rest(arguments, where)

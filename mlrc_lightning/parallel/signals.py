@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-"""SLURM sends SIGTERM before it kills a job, and on request (`sbatch --signal`) SIGUSR1 or SIGUSR2 before its limit."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+"""SLURM sends SIGTERM before it kills a job, and on request (`sbatch --signal`) SIGUSR1 or SIGUSR2 before its limit. A
+terminal that is closed sends SIGHUP."""
 STOPPED = 75
 """Exit code of a process that was stopped and goes on when it is started again: EX_TEMPFAIL of sysexits.h."""
 _OUTSIDE = "a point outside any training"
@@ -134,7 +135,9 @@ class StopSignals:
     def listen(self) -> None:
         """Takes the signals; on its own, for the life of the process."""
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._receive) for number in self._signals}
+            # nohup has SIGHUP ignored
+            heeded = [n for n in self._signals if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+            self._previous = {number: signal.signal(number, self._receive) for number in heeded}
             self.received = self.received or _ending.take()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)  # a rank starts with them blocked
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mlrc_lightning.data.splits import Split
 from mlrc_lightning.errors import WeightsError
-from mlrc_lightning.files import now
+from mlrc_lightning.files import inside, now
 from mlrc_lightning.metrics import retrieval_metrics
 from mlrc_lightning.names import NEIGHBORS_FILE, PROJECTION_FILE, QUERIES_FILE
 from mlrc_lightning.parallel.collectives import rank
@@ -157,7 +157,7 @@ def load_module(
             " A search keeps its models only with keep_models=true."
         )
     for part in trained_parts(settings):
-        path = folder / fold.weights[part]
+        path = inside(folder, fold.weights[part], f"folds of fold {fold.fold}, weights.{part}")
         try:
             getattr(module, part).load_state_dict(safetensors.torch.load_file(path))
         except (OSError, SafetensorError, RuntimeError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlrc_lightning.errors import RecordError
-from mlrc_lightning.files import write_bytes
+from mlrc_lightning.files import read_npz, write_bytes
 from mlrc_lightning.names import PER_QUERY
 from mlrc_lightning.results.records import Accuracies
 
@@ -85,8 +84,7 @@ def read_queries(path: Path) -> QueryResults:
         RecordError: The file is missing or damaged.
     """
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
+        found = read_npz(path)
         names = ("correct_at_1", "r_precision", "average_precision_at_r")
         has_concatenated = f"{_CONCATENATED}r_precision" in found
         return QueryResults(
@@ -98,11 +96,5 @@ def read_queries(path: Path) -> QueryResults:
             if has_concatenated
             else None,
         )
-    except FileNotFoundError:
-        raise RecordError(
-            f"{path}: expected the accuracies of single queries, found none. Runs of an earlier version have none."
-        ) from None
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise RecordError(
-            f"{path}: expected the accuracies of single queries, found a damaged file ({error})."
-        ) from error
+    except KeyError as error:
+        raise RecordError(f"{path}: expected the accuracies of single queries, found none of {error}.") from error

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mlrc_lightning.errors import ConfigError, RecordError
-from mlrc_lightning.files import as_json, read_plain_json
-from mlrc_lightning.names import EVALUATIONS_FILE, RECORD_FILE
+from mlrc_lightning.files import as_json, read_bytes, read_plain_json
+from mlrc_lightning.names import EVALUATIONS_FILE, MAP_AT_R, RECORD_FILE
 from mlrc_lightning.reading import read
 
 T = TypeVar("T")
@@ -20,6 +20,23 @@ SCHEMA_VERSION = 1
 """Of a run's folder: every later use of one of its splits, a line each."""
 Accuracies = dict[str, float]
 """precision_at_1, r_precision, mean_average_precision_at_r, as fractions in [0, 1]; on request NMI and AMI."""
+Problem = tuple[str, object, str]
+"""Key, value, and what was expected."""
+_ROUNDING = 1e-9
+_COMPARED = (
+    ("dataset", "min_images_per_class", int),
+    ("trainer", "precision", str),
+    ("trunk", "pretrained", bool | str),
+)
+
+
+def _accuracies(key: str, values: Accuracies | None, *, selects: bool = True) -> Iterator[Problem]:
+    for name, value in (values or {}).items():
+        lowest = -1 if name == "AMI" else 0
+        if not lowest - _ROUNDING <= value <= 1 + _ROUNDING:
+            yield f"{key}.{name}", value, f"an accuracy from {lowest} to 1"
+    if selects and values is not None and MAP_AT_R not in values:
+        yield key, values, f"accuracies with {MAP_AT_R}"
 
 
 @dataclass(frozen=True)
@@ -36,9 +53,13 @@ class EpochResult:
 
     epoch: int
     train_loss: float | None
-    val: dict[str, Any] | None
+    val: Accuracies | None
     collapsed: bool
     seconds: float
+
+    def problems(self) -> Iterator[Problem]:
+        """Yields every accuracy that is none."""
+        yield from _accuracies("val", self.val)
 
 
 @dataclass(frozen=True)
@@ -72,14 +93,22 @@ class FoldResult:
     num_val_queries: int
     num_val_without_relevant: int
     selected_epoch: int
-    val: dict[str, Any]
+    val: Accuracies
     beats_untrained: bool | None
-    untrained_trunk_val: dict[str, Any] | None
+    untrained_trunk_val: Accuracies | None
     epochs: tuple[EpochResult, ...]
     stopped_because: str
-    weights: dict[str, Any]
+    weights: dict[str, str]
     seconds: float
-    weight_digests: dict[str, Any] = field(default_factory=dict)
+    weight_digests: dict[str, str] = field(default_factory=dict)
+
+    def problems(self) -> Iterator[Problem]:
+        """Yields every value out of range."""
+        yield from _accuracies("val", self.val)
+        yield from _accuracies("untrained_trunk_val", self.untrained_trunk_val)
+        for part, name in self.weights.items():
+            if name.startswith(("/", "~")) or ".." in name.split("/") or not name.isprintable():
+                yield f"weights.{part}", name, "a file inside of this folder"
 
 
 @dataclass(frozen=True)
@@ -101,11 +130,18 @@ class EvaluationResult:
     opened_at: str
     num_queries: int
     num_without_relevant: int
-    separated: dict[str, Any]
-    separated_folds: dict[str, Any]
-    concatenated: dict[str, Any] | None
-    baselines: dict[str, Any]
+    separated: Accuracies
+    separated_folds: dict[str, Accuracies]
+    concatenated: Accuracies | None
+    baselines: dict[str, Accuracies | None]
     notes: tuple[str, ...]
+
+    def problems(self) -> Iterator[Problem]:
+        """Yields every accuracy that is none."""
+        yield from _accuracies("separated", self.separated, selects=False)
+        yield from _accuracies("concatenated", self.concatenated, selects=False)
+        for name, values in (*self.separated_folds.items(), *self.baselines.items()):
+            yield from _accuracies(name, values, selects=False)
 
 
 @dataclass(frozen=True)
@@ -139,7 +175,7 @@ class TrialRecord:
     seed: int
     settings: dict[str, Any]
     dataset: dict[str, Any]
-    val: dict[str, Any] | None
+    val: Accuracies | None
     folds: tuple[FoldResult, ...]
     test: EvaluationResult | None
     environment: dict[str, Any]
@@ -148,6 +184,16 @@ class TrialRecord:
     run: int | None = None
     root_seed: int | None = None
     data_path: dict[str, Any] = field(default_factory=dict)
+
+    def problems(self) -> Iterator[Problem]:
+        """Yields every value out of range, and settings that lack what decides whether two runs are compared."""
+        yield from _accuracies("val", self.val)
+        if self.status not in ("complete", "failed"):
+            yield "status", self.status, "complete or failed"
+        for group, name, kinds in _COMPARED:
+            values = self.settings.get(group)
+            if not isinstance(values, Mapping) or not isinstance(values.get(name), kinds):
+                yield f"settings.{group}", values, f"a mapping with {name}"
 
 
 def read_json(path: Path, cls: type[T]) -> T:
@@ -179,6 +225,8 @@ def read_run(path: Path) -> tuple[Path, TrialRecord]:
 def append_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:
     """Adds a line to the evaluations of a run, and waits until it is on disk."""
     path = folder / EVALUATIONS_FILE
+    if path.is_symlink() or not (path.is_file() or not path.exists()):
+        raise RecordError(f"{path}: expected a file or nothing, found a link or another kind of file. Remove it.")
     was_cut_off = path.exists() and not path.read_bytes().endswith(b"\n")
     line = json.dumps(as_json(evaluation), separators=(",", ":")) + "\n"
     with path.open("a", encoding="utf-8") as file:
@@ -193,9 +241,9 @@ def read_evaluations(folder: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     evaluations = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_bytes(path).splitlines():
         try:
             evaluations.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     return [evaluation for evaluation in evaluations if isinstance(evaluation, dict)]

@@ -6,6 +6,8 @@ A search is read from its ledger alone, a run from its record: 56 searches of 50
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,13 +16,16 @@ from typing import Any
 
 from mlrc_lightning.errors import ConfigError, RecordError
 from mlrc_lightning.files import read_plain_json
-from mlrc_lightning.names import FOLD_FILE, RECORD_FILE
+from mlrc_lightning.names import FOLD_FILE, NOT_READ, RECORD_FILE
 from mlrc_lightning.reading import read
 from mlrc_lightning.results.records import SCHEMA_VERSION, TrialRecord, read_json
 from mlrc_lightning.results.searches import SearchResult, search_state
 from mlrc_sweeper import LEDGER_NAME
 
-COMPLETE, FAILED, UNFINISHED, ABSENT = "complete", "failed", "unfinished", "absent"
+COMPLETE, FAILED, UNFINISHED, ABSENT, DAMAGED = "complete", "failed", "unfinished", "absent", NOT_READ
+
+
+_NUMBER = re.compile("[0-9]{1,9}")
 
 
 @dataclass(frozen=True)
@@ -32,8 +37,6 @@ class Run:
         folder: Where it is, or will be.
         place: Protocol, setting and loss by its folder, which its record must bear out.
 
-    Raises:
-        RecordError: From what reads the record: it is damaged, or of another place.
     """
 
     number: int
@@ -42,19 +45,37 @@ class Run:
 
     @cached_property
     def record(self) -> TrialRecord | None:
-        """The record with every epoch; None where the run has not ended."""
+        """The record with every epoch; None where the run has not ended.
+
+        Raises:
+            RecordError: It is damaged, or of another place.
+        """
         path = self.folder / RECORD_FILE
         return self._checked(read_json(path, TrialRecord)) if path.exists() else None
 
     @cached_property
     def outcome(self) -> TrialRecord | None:
-        """The record without its epochs, which are most of its bytes; None where the run has not ended."""
+        """The record without its epochs, which are most of its bytes; None where it has not ended or is damaged."""
+        return self._outcome_or_damage if isinstance(self._outcome_or_damage, TrialRecord) else None
+
+    @property
+    def damage(self) -> str | None:
+        """Why the record cannot be read; None where it can, or is not there."""
+        return self._outcome_or_damage if isinstance(self._outcome_or_damage, str) else None
+
+    @cached_property
+    def _outcome_or_damage(self) -> TrialRecord | str | None:
         path = self.folder / RECORD_FILE
-        return self._checked(_without_epochs(path)) if path.exists() else None
+        try:
+            return self._checked(_without_epochs(path)) if os.path.lexists(path) else None
+        except RecordError as error:
+            return str(error)
 
     @property
     def state(self) -> str:
-        """`COMPLETE` where it was tested, `FAILED`, `UNFINISHED` where some of it is there, or `ABSENT`."""
+        """`COMPLETE` where it was tested, `FAILED`, `DAMAGED`, `UNFINISHED` where some of it is there, or `ABSENT`."""
+        if self.damage is not None:
+            return DAMAGED
         outcome = self.outcome
         if outcome is None:
             return UNFINISHED if self.num_finished_folds else ABSENT
@@ -106,6 +127,11 @@ class RunSet:
         """The runs that ended without a test."""
         return tuple(run for run in self.runs if run.state == FAILED)
 
+    @property
+    def damaged(self) -> tuple[Run, ...]:
+        """The runs whose record cannot be read."""
+        return tuple(run for run in self.runs if run.state == DAMAGED)
+
 
 def run_sets(outputs: Path) -> list[RunSet]:
     """Returns all sets of runs, in the order of their folders; records are read when they are asked for."""
@@ -113,7 +139,7 @@ def run_sets(outputs: Path) -> list[RunSet]:
     for folder in sorted(outputs.glob("*/*/*/reproduce/*-*")):
         source, _, digest = folder.name.partition("-")
         protocol, setting, loss = folder.relative_to(outputs).parts[:3]
-        there = {int(path.name) for path in folder.iterdir() if path.name.isdigit()}
+        there = {int(path.name) for path in folder.iterdir() if _NUMBER.fullmatch(path.name)}
         numbers = sorted(there | set(range(_num_planned(folder))))
         runs = tuple(run_of(folder / str(number), outputs) for number in numbers)
         found.append(RunSet(protocol, setting, loss, source, digest, folder, runs))
@@ -139,7 +165,10 @@ def has_best_hyperparameters(run_set: RunSet, search: SearchResult) -> bool | No
 def _num_planned(folder: Path) -> int:
     """Returns how many runs were asked for last; 0 where nothing tells."""
     ledger = folder / LEDGER_NAME
-    return search_state(ledger).max_trials if ledger.exists() else 0
+    try:
+        return search_state(ledger).max_trials if ledger.exists() else 0
+    except RecordError:
+        return 0  # `damaged_searches` has it
 
 
 def _without_epochs(path: Path) -> TrialRecord:
@@ -152,7 +181,7 @@ def _without_epochs(path: Path) -> TrialRecord:
         classes = [(tuple(fold.pop("train_classes")), tuple(fold.pop("val_classes"))) for fold in content["folds"]]
         empty: dict[str, list[Any]] = {"epochs": [], "train_classes": [], "val_classes": []}
         record = read(TrialRecord, {**content, "folds": [{**fold, **empty} for fold in content["folds"]]})
-    except (ConfigError, KeyError, TypeError, AttributeError) as error:
+    except (ConfigError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise RecordError(f"{path}: expected a trial's record, found something else ({error}).") from error
     folds = [replace(f, train_classes=t, val_classes=v) for f, (t, v) in zip(record.folds, classes, strict=True)]
     return replace(record, folds=tuple(folds))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from mlrc_lightning.errors import RecordError
-from mlrc_sweeper import LEDGER_NAME, DamagedLedgerError, SearchState, Trial, read
+from mlrc_sweeper import LEDGER_NAME, SearchState, SweepError, Trial, read
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,30 @@ class SearchResult:
 
 
 def searches(outputs: Path) -> list[SearchResult]:
-    """Returns all searches, in the order of their folders.
+    """Returns all searches that can be read, in the order of their folders; `damaged_searches` has the others."""
+    found = []
+    for path in _ledgers(outputs):
+        try:
+            search = _search(path.parent, outputs)
+        except RecordError:
+            continue
+        found += [] if search is None else [search]
+    return found
 
-    Raises:
-        RecordError: A ledger was changed or damaged after it was written.
-    """
-    found = (_search(path.parent, outputs) for path in sorted(outputs.glob(f"*/*/*/*/{LEDGER_NAME}")))
-    return [search for search in found if search is not None]
+
+def damaged_searches(outputs: Path) -> dict[str, str]:
+    """Returns why the ledger of a search or of a set of runs cannot be read, by its folder below `outputs`."""
+    found = {}
+    for path in (*_ledgers(outputs), *sorted(outputs.glob(f"*/*/*/reproduce/*/{LEDGER_NAME}"))):
+        try:
+            search_state(path)
+        except RecordError as error:
+            found[path.parent.relative_to(outputs).as_posix()] = str(error)
+    return found
+
+
+def _ledgers(outputs: Path) -> list[Path]:
+    return sorted(outputs.glob(f"*/*/*/*/{LEDGER_NAME}"))
 
 
 def search_state(path: Path) -> SearchState:
@@ -97,9 +115,15 @@ def search_state(path: Path) -> SearchState:
         RecordError: The ledger was changed or damaged after it was written.
     """
     try:
-        return read(path).state
-    except DamagedLedgerError as error:
+        status = path.stat()
+        return _state(path, status.st_mtime_ns, status.st_size)
+    except (SweepError, OSError) as error:
         raise RecordError(str(error)) from error
+
+
+@lru_cache(maxsize=1024)
+def _state(path: Path, changed: int, size: int) -> SearchState:
+    return read(path).state
 
 
 def _search(folder: Path, outputs: Path) -> SearchResult | None:

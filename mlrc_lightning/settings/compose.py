@@ -35,11 +35,17 @@ def trial_settings(cfg: DictConfig, *, is_sweep_job: bool, run: int | None = Non
         values["dataset"].pop("download", None)  # what it says is in dataset.images.download
     if is_sweep_job and values.get("stage") == "train":
         values["stage"] = "search"
-    values["hyperparameters"].pop("allow_unfinished", None)
+    for key in ("hyperparameters", "seed", "run", "stage", "dataset"):
+        if key not in values or (values[key] is None and key != "run"):
+            raise ConfigError(f"{key}: expected a value, found none.")
+    if isinstance(values["hyperparameters"], dict):
+        values["hyperparameters"].pop("allow_unfinished", None)
     values["root_seed"] = values["seed"]
     values["run"] = values["run"] if run is None else run
     if values["stage"] in RUN_STAGES and isinstance(values["run"], int) and values["run"] >= 0:
         _check_run_set(cfg)
+        if not isinstance(values["seed"], int) or isinstance(values["seed"], bool) or values["seed"] < 0:
+            raise ConfigError(f"seed={values['seed']!r}: expected >= 0.")
         values["seed"] = seed_of_run(values["seed"], values["run"])
     settings = read(TrialSettings, values)
     rate, papers_rate = settings.trunk.learning_rate, _papers_rate()

@@ -13,7 +13,7 @@ from typing import Any
 
 from mlrc_lightning.errors import ConfigError
 from mlrc_lightning.names import UNTRAINED
-from mlrc_lightning.reading import leaves, suggestion
+from mlrc_lightning.reading import leaves, require_name, suggestion
 
 ALL_FOLDS = "all"
 STAGES = ("train", "search", "reproduce", UNTRAINED)
@@ -22,6 +22,7 @@ RUN_STAGES = ("reproduce", UNTRAINED)
 FROZEN_PROXY = "frozen_proxy"
 """In the name of the protocol of all that has a frozen trunk: no such result is one of the protocol."""
 STRATEGIES = ("auto", "ddp")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 CUDA_GRAPHS = "cudagraphs"
 """Of `trainer.compile`."""
 AUGMENTATIONS = ("pil", "torch", "device")
@@ -31,6 +32,11 @@ INTERVALS = ("iteration", "epoch", "plateau")
 """When a scheduler is stepped: after a batch, after an epoch, or after a validation, with its MAP@R."""
 Target = dict[str, Any]
 """A `_target_` with its arguments: the open part of the configuration, checked by the class it names."""
+_COUNTS = {"seed": 0, "length_before_new_list": 1, "step_size": 1, "T_max": 1, "total_iters": 1, "num_classes": 1}
+_COUNTS |= {"images_per_class": 1}
+"""Arguments of classes that are whole numbers, with the least."""
+_NUMBERS = ("alpha", "eps", "momentum", "weight_decay", "gamma", "factor", "start_factor", "end_factor")
+"""Arguments of classes that are numbers and not negative."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class DatasetSettings:
     paper_setting: str
 
     def __post_init__(self) -> None:
+        require_name("dataset.name", self.name)
         _require_target("dataset.images", self.images)
         _require(self.min_images_per_class >= 1, "dataset.min_images_per_class", ">= 1", self.min_images_per_class)
 
@@ -59,6 +66,7 @@ class SplitSettings:
     splitter: Target
 
     def __post_init__(self) -> None:
+        require_name("split.name", self.name)
         _require_target("split.splitter", self.splitter)
         _require(self.num_folds >= 1, "split.num_folds", ">= 1", self.num_folds)
 
@@ -82,6 +90,7 @@ class LossSettings:
     search_space: dict[str, Any] | None
 
     def __post_init__(self) -> None:
+        require_name("loss.name", self.name)
         _require_target("loss.function", self.function)
         if self.miner is not None:
             _require_target("loss.miner", self.miner)
@@ -274,6 +283,7 @@ class TrainerSettings:
     resident_cache: bool = False
 
     def __post_init__(self) -> None:
+        _require_one_of("trainer.accelerator", ACCELERATORS, self.accelerator)
         _require_one_of("trainer.precision", PRECISIONS, self.precision)
         _require_one_of("trainer.augmentation", AUGMENTATIONS, self.augmentation)
         if self.resident_cache:
@@ -344,6 +354,8 @@ class TrialSettings:
 
     def __post_init__(self) -> None:
         _require_one_of("stage", STAGES, self.stage)
+        for name in ("protocol", "setting"):
+            require_name(name, getattr(self, name))
         _require_target("optimizer", self.optimizer)
         _require_target("sampler", self.sampler)
         if self.logger is not None:
@@ -392,9 +404,21 @@ class TrialSettings:
         for path, value in leaves(dataclasses.asdict(self)):
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{path}={value}: expected a finite number.")
-        for path, value in leaves({"optimizer": self.optimizer, "loss.optimizer": self.loss.optimizer}):
-            if path.endswith(".lr"):
-                _require(isinstance(value, int | float) and value > 0, path, "a number > 0", value)
+        # what no type describes, and fails hours later or in every trial
+        parts = {"optimizer": self.optimizer, "loss.optimizer": self.loss.optimizer, "sampler": self.sampler}
+        parts |= {"scheduler.model": self.scheduler.model or {}, "scheduler.loss": self.scheduler.loss or {}}
+        parts |= {"dataset.images": self.dataset.images, "split.splitter": self.split.splitter}
+        for path, value in leaves(parts):
+            name = path.rpartition(".")[2]
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            is_filled_in = isinstance(value, str) and value.startswith("<")
+            if name == "lr":
+                _require(is_number and value > 0, path, "a number > 0", value)  # type: ignore[operator]
+            elif name in _COUNTS and not is_filled_in:
+                is_count = is_number and isinstance(value, int) and value >= _COUNTS[name]
+                _require(is_count, path, f"a whole number >= {_COUNTS[name]}", value)
+            elif name in _NUMBERS:
+                _require(is_number and value >= 0, path, "a number >= 0", value)  # type: ignore[operator]
 
     @property
     def folds(self) -> tuple[int, ...]:

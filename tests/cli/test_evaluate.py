@@ -1,6 +1,7 @@
 """Finished runs evaluated and trained again from their records, which are data and not trusted."""
 
 import json
+import os
 import re
 import sys
 from importlib.metadata import version
@@ -8,20 +9,28 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from mlrc_lightning.__main__ import main
 from mlrc_lightning.cli.evaluate import evaluate
 from mlrc_lightning.cli.reproduce import reproduce
-from mlrc_lightning.errors import ConfigError, RecordError, WeightsError
-from mlrc_lightning.files import config_folder
+from mlrc_lightning.errors import ConfigError, MlrcError, RecordError, WeightsError
+from mlrc_lightning.files import config_folder, only_writer
+from mlrc_lightning.original.models import export_original
 from mlrc_lightning.protocol import trial
 from mlrc_lightning.protocol.trial import run_trial
 from mlrc_lightning.reading import read
 from mlrc_lightning.results.records import append_evaluation, read_evaluations, read_run
 from mlrc_lightning.settings.recorded import recorded_settings, trusted_targets
 
+SETTINGS = ("dataset", "trunk", "split", "optimizer", "sampler", "logger")
 QUICK = ["loss=triplet", "schedule.iterations_per_epoch=2", "evaluation.baselines=false"]
 RUN = [*QUICK, "stage=reproduce", "hyperparameters=default", "run=2"]
+
+
+@pytest.fixture(autouse=True)
+def _default_data_root(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -72,7 +81,7 @@ def test_validation_and_training_classes_are_evaluated_without_a_test_image(trai
     assert (val["concatenated"], train["concatenated"]) == (None, None)
     assert train["separated"] != val["separated"]
     assert "Note: each fold has train images of its own" in shown
-    mine = [Path(path).name for path in opened if str(tmp_path) in path]
+    mine = [Path(path).name for path in opened if str(tmp_path) in str(Path(path).absolute())]
     assert any(name.startswith("trainval") for name in mine)
     assert not [name for name in mine if name.startswith("test")]
     with pytest.raises(ConfigError, match="--embedding concatenated --split val: each fold has val images of its own"):
@@ -114,9 +123,9 @@ def test_pretrained_weights_are_not_asked_for_again(trained, folder, edit):
 def test_data_that_moved_is_found_and_data_that_changed_is_noted(trained, folder, tmp_path, edit):
     trained(folder, *RUN)
     (tmp_path / "data").rename(tmp_path / "moved")
-    assert "Note: the dataset" not in evaluate(folder, "test", "both", data_root=str(tmp_path / "moved"))
+    assert "Note: the dataset" not in evaluate(folder, "test", "both", overrides=[f"data_root={tmp_path / 'moved'}"])
     edit(lambda content: content["dataset"].update(trainval_fingerprint="another"))
-    shown = evaluate(folder, "test", "both", data_root=str(tmp_path / "moved"))
+    shown = evaluate(folder, "test", "both", overrides=[f"data_root={tmp_path / 'moved'}"])
     assert "Note: the dataset is not the record's: other trainval_fingerprint." in shown
 
 
@@ -196,10 +205,11 @@ def test_the_users_own_configuration_is_trusted_where_it_is_named(trained, folde
 
 def test_the_trusted_classes_are_those_of_our_yaml_files():
     trusted = trusted_targets([config_folder()])
-    assert "torch.optim.RMSprop" in trusted
-    assert "pytorch_metric_learning.losses.ArcFaceLoss" in trusted
-    assert all(name.split(".")[0] in {"torch", "pytorch_metric_learning", "mlrc_lightning", "pytorch_lightning"}
-               for name in trusted)  # fmt: skip
+    assert trusted["optimizer"] == {"torch.optim.RMSprop"}
+    assert "pytorch_metric_learning.losses.ArcFaceLoss" in trusted["loss"]
+    assert trusted["dataset"] >= {"mlrc_lightning.data.CUB200", "mlrc_lightning.data.Glyphs"}
+    packages = {"torch", "pytorch_metric_learning", "mlrc_lightning", "pytorch_lightning"}
+    assert all(name.split(".")[0] in packages for group in (*SETTINGS, "loss") for name in trusted[group])
 
 
 @pytest.mark.slow
@@ -218,6 +228,149 @@ def test_records_from_before_runs_were_numbered_still_read(trained, folder, edit
     evaluate(folder, "test", "both")
     assert read_evaluations(folder)[0]["separated"] == record.test.separated
     assert "and every weight" in reproduce(folder, exact=True)
+
+
+# a record says what, and the user where
+
+
+@pytest.fixture
+def recorded(trained, folder, edit):
+    """A record as a stranger may have written it: `recorded({"trunk.pretrained": "/etc/passwd"})`."""
+    trained(folder, *RUN, "fold=0")
+
+    def changed(values):
+        for key, value in values.items():
+            edit(lambda content, key=key, value=value: victim(content, key, value))
+        return read_run(folder)[1]
+
+    return changed
+
+
+CUB200 = {
+    "_target_": "mlrc_lightning.data.CUB200",
+    "root": "ROOT",
+    "download": True,
+    "mirrors": [[{"name": "CUB_200_2011.tgz", "urls": ["URL"]}]],
+}
+
+
+def test_a_record_starts_no_download_and_names_no_root(recorded, folder, tmp_path, local_server):
+    local_server.files["/CUB_200_2011.tgz"] = b"from a stranger"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "CUB_200_2011.tgz").write_bytes(b"my own")
+    images = {**CUB200, "root": str(tmp_path / "mine")}
+    images["mirrors"] = [[{"name": "CUB_200_2011.tgz", "urls": [f"{local_server.url}/CUB_200_2011.tgz"]}]]
+    recorded({"dataset.name": "cub200", "dataset.images": images})
+    for command in (evaluate, reproduce):
+        arguments = ("test", "both") if command is evaluate else ()
+        with pytest.raises(ConfigError, match="a record says what, and not where.*Give dataset.images.root=.*mine"):
+            command(folder, *arguments)
+        with pytest.raises(MlrcError, match="CUB_200_2011"):
+            command(folder, *arguments, overrides=[f"dataset.images.root={tmp_path / 'mine'}"])
+    assert local_server.requests == []
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["CUB_200_2011.tgz"]
+    assert (tmp_path / "mine" / "CUB_200_2011.tgz").read_bytes() == b"my own"
+
+
+def test_places_are_the_configurations(recorded, tmp_path):
+    (tmp_path / "here" / "cub200").mkdir(parents=True)
+    record = recorded({"dataset.name": "cub200", "dataset.images": CUB200, "data_root": "/there", "logger": LOGGER})
+    found = recorded_settings(record, overrides=[f"data_root={tmp_path / 'here'}"])
+    ours = yaml.safe_load((config_folder() / "dataset" / "cub200.yaml").read_text())["images"]
+    assert found.data_root == str(tmp_path / "here")
+    assert found.dataset.images == {**ours, "root": str(tmp_path / "here" / "cub200"), "download": False}
+    assert found.logger == yaml.safe_load((config_folder() / "logger" / "csv.yaml").read_text())
+    assert recorded_settings(recorded({"dataset.images": CUB200, "dataset.name": "cub200"}), overrides=[
+        "dataset.images.root=/elsewhere"
+    ]).dataset.images["root"] == "/elsewhere"  # fmt: skip
+
+
+LOGGER = {"_target_": "pytorch_lightning.loggers.CSVLogger", "save_dir": "/home", "name": "../up", "version": ""}
+TIMM = {"_target_": "mlrc_lightning.models.TimmTrunk", "name": "hf-hub:some/model", "pretrained": False}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"dataset.name": "../../up"}, r"dataset.name='../../up': expected a name"),
+        ({"loss.name": "/etc"}, r"loss.name='/etc': expected a name"),
+        ({"trunk.model": TIMM}, r"trunk.model.name: a record says what, and not where.*Give trunk.model.name="),
+        ({"trunk.pretrained": "/etc/w.pth"}, r"Give trunk.pretrained=/etc/w.pth, or trunk.pretrained=true"),
+        ({"trunk.pretrained": True}, r"trunk.pretrained=True: the run began with.* Give trunk.pretrained=FILE"),
+        ({"split.splitter.file": "../split.csv"}, r"Give split.splitter.file=../split.csv"),
+        ({"loss.function.files": ["/etc/passwd"]}, r"loss.function.files\[0\]='/etc/passwd': a record says what"),
+        ({"dataset.images.inner": {"download": True}}, r"dataset.images.inner.download=True: a record says what"),
+        ({"loss.function": LOGGER}, r"the record names a class that no file of .*conf names there"),
+        ({"loss.function.margin": {"_target_": "mlrc_lightning.data.CUB200"}}, r"no file of .*conf names there"),
+        ({"loss.name": "a\x1b[2J"}, r"loss.name='a\\x1b\[2J': expected printable text"),
+        ({"dataset.images.seed": 10**30}, r"dataset.images.seed: expected a number below 2\^64"),
+        ({"trainer": 3}, r"trainer: expected a mapping in the record, found 3"),
+        ({"dataset": []}, r"dataset: expected a mapping in the record, found \[\]"),
+        ({"batch_size": "32"}, r"batch_size='32': expected int"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_a_record_may_not_say(recorded, values, message):
+    with pytest.raises(ConfigError, match=message):
+        recorded_settings(recorded(values))
+
+
+def test_overrides_of_a_run_are_places_and_hardware(recorded):
+    record = recorded({"trunk.pretrained": True, "trainer.num_workers": 9, "trainer.parallel_folds": 9})
+    found = recorded_settings(record, overrides=["trunk.pretrained=false", "trainer.num_workers=2"])
+    assert (found.trunk.pretrained, found.trainer.num_workers, found.trainer.parallel_folds) == (False, 2, 1)
+    with pytest.raises(ConfigError, match="loss.function.margin: expected a place or a key of the trainer"):
+        recorded_settings(record, overrides=["trunk.pretrained=true", "loss.function.margin=3"])
+
+
+def test_folders_of_the_environment_are_the_users(recorded, tmp_path, monkeypatch):
+    mine = tmp_path / "mine" / "dataset"
+    mine.mkdir(parents=True)
+    (mine / "own.yaml").write_text("name: own\nimages: {_target_: my.Images, folder: '${data_root}/pictures'}\n")
+    (tmp_path / "data" / "pictures").mkdir(parents=True)
+    record = recorded({"dataset.name": "own", "dataset.images": {"_target_": "my.Images", "folder": "/there"}})
+    monkeypatch.chdir(mine.parent)
+    with pytest.raises(ConfigError, match="my.Images: the record names a class that no file"):
+        recorded_settings(record)
+    monkeypatch.setenv("MLRC_CONFIG_DIR", str(mine.parent))
+    found = recorded_settings(record, overrides=[f"data_root={tmp_path / 'data'}"])
+    assert found.dataset.images["folder"] == str(tmp_path / "data" / "pictures")
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../../secret", "link", "fifo", "fold_0", "a\0b"])
+def test_weights_lie_inside_the_folder_of_the_run(recorded, folder, edit, tmp_path, name):
+    recorded({})
+    (tmp_path / "secret").write_text("mine")
+    (folder / "link").symlink_to(tmp_path / "secret")
+    os.mkfifo(folder / "fifo")
+    edit(lambda content: content["folds"][0]["weights"].update(trunk=name))
+    with pytest.raises(RecordError, match=r"weights.trunk=.*: expected a file inside of this folder"):
+        evaluate(folder, "val", "both")
+    with pytest.raises(RecordError, match=r"weights.trunk=.*: expected a file inside of this folder"):
+        export_original(folder, tmp_path / "exported")
+
+
+def test_links_in_a_run_lead_no_writing_out_of_it(recorded, folder, tmp_path):
+    recorded({})
+    (tmp_path / "notes").write_text("mine")
+    (folder / "evaluations.jsonl").symlink_to(tmp_path / "notes")
+    with pytest.raises(RecordError, match=r"evaluations.jsonl: expected a file or nothing, found a link"):
+        evaluate(folder, "val", "both")
+    again = folder.with_name("2-again")
+    again.mkdir()
+    (again / ".lock").symlink_to(tmp_path / "notes")
+    with pytest.raises(RecordError, match=r"\.lock: expected a folder of files, found a link"):
+        reproduce(folder)
+    with pytest.raises(RecordError, match=r"\.lock: expected a file or nothing, found a link"), only_writer(again):
+        pass
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
+def test_models_of_other_folds_are_refused(recorded, folder, edit):
+    recorded({})
+    edit(lambda content: content["folds"][0].update(fold=7))
+    with pytest.raises(RecordError, match=r"expected models of the folds \(0,\), found others"):
+        evaluate(folder, "val", "both")
 
 
 # trained again

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from mlrc_lightning.data import download as download_module
-from mlrc_lightning.data.download import RemoteFile, download, extract, provide
+from mlrc_lightning.data.download import Limits, RemoteFile, download, extract, provide
 from mlrc_lightning.errors import ConfigError, DatasetError, DownloadError
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 3_000_000, dtype=np.uint8).tobytes()
@@ -318,6 +319,51 @@ def test_a_folder_of_the_user_is_not_overwritten(tmp_path):
         extract(tmp_path / "x.tgz", tmp_path)
     assert names(tmp_path / "set") == ["mine.txt"]
     assert not (tmp_path / "readme.txt").exists()
+
+
+def deflated(name, content):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, content)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("pack", [lambda *entry: tar_with(entry), deflated], ids=["tar", "zip"])
+def test_an_archive_of_zeros_is_refused(tmp_path, pack, monkeypatch):
+    monkeypatch.setattr(Limits, "FREE_OF_RATIO", 2**20)
+    (tmp_path / "x.zip").write_bytes(pack("zeros", bytes(2**24)))
+    assert (tmp_path / "x.zip").stat().st_size < 2**24 // 200
+    with pytest.raises(DatasetError, match=r"x.zip: refused, it unpacks to more than [\d,]+ bytes, 100 times its own"):
+        extract(tmp_path / "x.zip", tmp_path)
+    assert names(tmp_path) == ["x.zip"]
+
+
+def test_an_archive_of_too_many_files_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Limits, "MOST_ENTRIES", 1)
+    (tmp_path / "x.tgz").write_bytes(tar_with(*GOOD))
+    with pytest.raises(DatasetError, match="x.tgz: refused, it has more than 1 entries"):
+        extract(tmp_path / "x.tgz", tmp_path)
+
+
+def test_an_archive_that_the_disk_has_no_room_for_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 3))
+    (tmp_path / "x.tgz").write_bytes(tar_with(*GOOD))
+    with pytest.raises(DatasetError, match="bytes of free space, found 3. Free some"):
+        extract(tmp_path / "x.tgz", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_file_of_the_user_is_not_replaced(tmp_path, kind):
+    (tmp_path / "other").write_text("mine")
+    if kind == "link":
+        (tmp_path / "readme.txt").symlink_to("other")
+    else:
+        (tmp_path / "readme.txt").write_text("mine")
+    (tmp_path / "x.tgz").write_bytes(tar_with(*GOOD))
+    with pytest.raises(DatasetError, match="readme.txt: x.tgz holds a file of this name. Remove or rename yours"):
+        extract(tmp_path / "x.tgz", tmp_path)
+    assert (tmp_path / "readme.txt").read_text() == "mine"
+    assert not (tmp_path / "set").exists()
 
 
 def test_what_a_killed_extraction_left_is_removed(tmp_path):

@@ -45,8 +45,8 @@ def test_files_that_are_no_images_and_hidden_ones_are_left_out(image_folder):
 
 def test_integer_labels_sort_numerically_and_others_alphabetically(image_folder):
     files = [f"class_{n:02d}/0.jpg" for n in range(3)]
-    numeric = write_csv(image_folder / "n.csv", zip(files, ["10", "2", "-1"], strict=True))
-    assert ImageCsv(numeric).class_names == ["-1", "2", "10"]
+    numeric = write_csv(image_folder / "n.csv", zip(files, ["10", "2", "1"], strict=True))
+    assert ImageCsv(numeric).class_names == ["1", "2", "10"]
     assert list(ImageCsv(numeric).labels) == [2, 1, 0]
     words = write_csv(image_folder / "w.csv", zip(files, ["10", "2", "b"], strict=True))
     assert ImageCsv(words).class_names == ["10", "2", "b"]
@@ -67,13 +67,24 @@ def test_a_csv_may_have_more_columns_a_root_and_a_byte_order_mark(image_folder, 
         ("path,label\na.jpg,\n", "line 2: expected a path and a label"),
         ("path,label\na.jpg\n", "line 2: expected a path and a label"),
         ("", "expected the columns path and label"),
+        ("path,label\na.jpg,1\nb\0.jpg,1\n", "line 3: expected a path of printable characters"),
+        ("path,label\na.jpg,x\x1b[2J\n", "line 2: expected a label of printable characters"),
+        (f"path,label\nx/{'a' * 300}/b.jpg,1\n", "line 2: expected names of at most 255 bytes"),
+        (f"path,label\na.jpg,{'é' * 200}\n", "line 2: expected names of at most 255 bytes"),
+        ("path,label\na.jpg,1\nb.jpg,é\n".encode("latin-1"), "line 3: expected UTF-8, found the byte 0xe9"),
+        ("path,label\na.jpg,NaN\n", "line 2: expected a label, found NaN"),
+        ("path,label\na.jpg,-1\n", "line 2: expected a name, or a number from 0 with at most 18 digits"),
+        (f"path,label\na.jpg,{'9' * 200}\n", "line 2: expected a name, or a number from 0 with at most 18 digits"),
+        (f"path,label\n{'a' * 200_000},1\n", "line 2: expected a row of a CSV, found: field larger"),
     ],
 )
 def test_a_csv_that_is_not_as_expected_is_refused(tmp_path, content, message):
     table = tmp_path / "table.csv"
-    table.write_text(content)
-    with pytest.raises(DatasetError, match=message):
+    table.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DatasetError, match=message) as error:
         ImageCsv(str(table))
+    assert str(error.value).startswith(str(table))
+    assert len(str(error.value)) < 800
 
 
 def test_missing_places_are_named(tmp_path):
@@ -173,7 +184,7 @@ def test_a_hostile_or_broken_archive_leaves_nothing_behind(tmp_path):
         Omniglot.prepare(str(root), str(hostile))
     broken = tmp_path / "broken.zip"
     broken.write_bytes((tmp_path / "hostile.zip").read_bytes()[:40])
-    with pytest.raises(DatasetError, match="expected a zip archive"):
+    with pytest.raises(DatasetError, match="expected an intact zip archive"):
         Omniglot.prepare(str(root), str(broken))
     with pytest.raises(DatasetError, match="expected a zip file at .*none.zip"):
         Omniglot.prepare(str(root), str(tmp_path / "none.zip"))

@@ -89,7 +89,9 @@ def test_trials_on_ranks_are_preempted_go_on_and_fail_alone(tmp_path: Path) -> N
     (started,) = (folders[0].parent / ".slurm" / "0").glob("*/started.json")
     assert json.loads(started.read_text())["restarts"] == 1
     # trained once more, on ranks that nothing disturbs
-    assert "The same in every figure and every weight" in reproduce(folders[0], exact=True)
+    assert "The same in every figure and every weight" in reproduce(
+        folders[0], exact=True, overrides=[f"data_root={tmp_path / 'data'}"]
+    )
 
 
 def test_a_table_submitted_as_a_job_has_its_training_done_in_jobs(

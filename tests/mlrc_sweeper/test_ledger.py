@@ -1,6 +1,7 @@
 """The one reader of ledgers: what it refuses, every consumer refuses in the same words."""
 
 import json
+import os
 
 import pytest
 
@@ -8,7 +9,7 @@ from hydra_plugins.mlrc_ax_sweeper.__main__ import main
 from hydra_plugins.mlrc_ax_sweeper._ledger import Ledger
 from mlrc_lightning.errors import RecordError
 from mlrc_lightning.results.runs import run_sets
-from mlrc_lightning.results.searches import searches
+from mlrc_lightning.results.searches import damaged_searches, searches
 from mlrc_lightning.settings.best_of_search import search_optimum
 from mlrc_sweeper import DamagedLedgerError, read
 from tests.reporting.tables import fakes
@@ -76,6 +77,14 @@ DAMAGES = {
         edited(3, metrics={fakes.METRICS[2]: {"mean": 0.9, "replicates": ["0.9"]}}), 4, "without valid `replicates`"
     ),
     "no score": (edited(3, metrics={"loss": {"mean": 0.9}}), 5, "concludes trial 0, which has no"),
+    "max_trials is huge": (edited(0, max_trials=10**12), 1, "a valid `max_trials`"),
+    "created is no time": (edited(0, created="then"), 1, "a valid `created`"),
+    "seconds are negative": (edited(3, seconds=-1.0), 4, "a valid `seconds`"),
+    "score of 4,000 digits": (edited(3, metrics={fakes.METRICS[2]: {"mean": 10**4000}}), 4, "out of range"),
+    "value is a list": (edited(1, parameters={"x": [1]}), 2, "a value of `x` that is neither number nor text"),
+    "choice of nothing": (
+        edited(0, signature=fakes.signature({"x": {"type": "choice", "values": []}})), 1, "without a valid `values`"
+    ),
     "type is a list": (rewritten(lambda steps: steps[4].__setitem__(0, ["x"])), 5, "has a type that is no text"),
 }  # fmt: skip
 
@@ -96,10 +105,16 @@ def report(folder, capsys):
     return capsys.readouterr().err
 
 
+def listed_as_damaged(outputs):
+    assert searches(outputs) == []
+    (reason,) = damaged_searches(outputs).values()
+    return reason
+
+
 CONSUMERS = {
     "reader": lambda folder, capsys: raised(DamagedLedgerError, read, folder / "ledger.jsonl"),
     "sweeper": lambda folder, capsys: raised(DamagedLedgerError, Ledger, folder),
-    "table": lambda folder, capsys: raised(RecordError, searches, folder.parents[3]),
+    "table": lambda folder, capsys: listed_as_damaged(folder.parents[3]),
     "optimum": lambda folder, capsys: raised(RecordError, search_optimum, folder, False, ""),
     "optimum so far": lambda folder, capsys: raised(RecordError, search_optimum, folder, True, ""),
     "status": status,
@@ -136,7 +151,9 @@ def test_a_reproductions_ledger_is_read_as_strictly(tmp_path):
     run = fakes.write_run(tmp_path, "arcface", 0, fakes.accuracies(0.5, 0.5, 0.5))
     path = fakes.write_ledger(run.parent, 5, TRIALS) / "ledger.jsonl"
     path.write_bytes(b"".join(duplicated(path.read_bytes().splitlines(keepends=True))))
-    assert "line 5: the record has the number 3" in raised(RecordError, run_sets, tmp_path)
+    (run_set,) = run_sets(tmp_path)
+    assert len(run_set.complete) == 1
+    assert "line 5: the record has the number 3" in listed_as_damaged(tmp_path)
 
 
 @pytest.mark.parametrize("cut", [1, 9, 60])
@@ -179,3 +196,38 @@ def test_replicates_are_in_their_own_order(tmp_path):
     ledger.close()
     (trial,) = searches(tmp_path)[0].trials
     assert (trial.values, trial.mean, trial.seconds, trial.state) == ((0.25, 0.5), 0.375, 4.0, "completed")
+
+
+def test_status_goes_on_where_a_constrained_metric_was_not_measured(tmp_path, capsys):
+    folder = fakes.write_search(tmp_path, "arcface", 3, TRIALS)
+    path = folder / "ledger.jsonl"
+    constrained = {**fakes.signature({}), "outcome constraints": ["latency <= 3.0"]}
+    path.write_bytes(b"".join(edited(0, signature=constrained)(path.read_bytes().splitlines(keepends=True))))
+    assert "of 3 trials done" in status(tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"outcome constraints": [3]},
+        {"outcome constraints": ["a ="]},
+        {"generation": {"method": "none"}},
+        {"noise": "x"},
+    ],
+    ids=str,
+)
+def test_status_lists_a_header_of_no_search_and_goes_on(tmp_path, capsys, fields):
+    folder = fakes.write_search(tmp_path, "arcface", 3, TRIALS)
+    fakes.write_search(tmp_path, "triplet", 3, TRIALS)
+    path = folder / "ledger.jsonl"
+    signature = {**fakes.signature({}), **fields}
+    path.write_bytes(b"".join(edited(0, signature=signature)(path.read_bytes().splitlines(keepends=True))))
+    shown = status(tmp_path, capsys)
+    assert f"{folder}\n  damaged: " in shown
+    assert "triplet" in shown
+    assert "of 3 trials done" in shown
+
+
+def test_a_pipe_in_the_place_of_a_ledger_is_not_waited_for(tmp_path, capsys):
+    os.mkfifo(tmp_path / "ledger.jsonl")
+    assert "expected a ledger, found a folder, a pipe or a device" in status(tmp_path, capsys)

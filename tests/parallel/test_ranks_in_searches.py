@@ -52,9 +52,9 @@ def records(folder):
     return {int(path.parent.name): (path.parent, read_json(path, TrialRecord)) for path in paths}
 
 
-def evaluated(folder, record, split):
+def evaluated(folder, record, split, data_root):
     """What this one process finds for the weights that the ranks left, with as many threads."""
-    settings, before = recorded_settings(record), torch.get_num_threads()
+    settings, before = recorded_settings(record, overrides=[data_root]), torch.get_num_threads()
     torch.set_num_threads(record.environment["num_threads"])
     try:
         return evaluate_again(settings, TrialData(settings), record.folds, folder, split)
@@ -67,13 +67,13 @@ def test_a_search_on_ranks_is_that_of_one_process(tmp_path, monkeypatch):
     done = run(tmp_path / "ranks", *ON_RANKS, *budget)
     assert (done.stdout + done.stderr).count("Starting 2 ranks") == 2, "the second trial as cleanly as the first"
     assert [c["trial"] for c in of_type(tmp_path / "ranks", "completed")] == [0, 1]
-    on_ranks = records(tmp_path / "ranks")
+    on_ranks, data_root = records(tmp_path / "ranks"), f"data_root={tmp_path / 'data'}"
     assert sorted(on_ranks) == [0, 1]
     for number, (folder, record) in on_ranks.items():
         assert (record.status, record.stage, record.settings["trainer"]["devices"]) == ("complete", "search", 2)
         margin = of_type(tmp_path / "ranks", "proposed")[number]["parameters"]["loss.function.margin"]
         assert record.settings["loss"]["function"]["margin"] == margin
-        settings = recorded_settings(record)
+        settings = recorded_settings(record, overrides=[data_root])
         settings = dataclasses.replace(settings, trainer=dataclasses.replace(settings.trainer, devices=1))
         assert settings.trainer.num_ranks == 1
         (fold,), (reference,) = record.folds, run_trial(settings, tmp_path / str(number)).folds
@@ -81,11 +81,11 @@ def test_a_search_on_ranks_is_that_of_one_process(tmp_path, monkeypatch):
         losses = [epoch.train_loss for epoch in fold.epochs[1:]]
         assert losses == pytest.approx([epoch.train_loss for epoch in reference.epochs[1:]], rel=1e-4)
         assert fold.val == pytest.approx(reference.val, abs=0.02)
-        assert evaluated(folder, record, "val").separated == record.val
+        assert evaluated(folder, record, "val", data_root).separated == record.val
         result = next(r for r in of_type(tmp_path / "ranks", "result") if r["job"] == number)
         assert result["metrics"][MAPR]["replicates"] == [record.val[MAPR]]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which it sets for its ranks, and nobody after it shall find
-    assert "and every weight" in reproduce(on_ranks[0][0], exact=True)
+    assert "and every weight" in reproduce(on_ranks[0][0], exact=True, overrides=[data_root])
 
 
 def test_reproductions_on_ranks_have_the_figures_of_their_weights(tmp_path):
@@ -94,7 +94,7 @@ def test_reproductions_on_ranks_have_the_figures_of_their_weights(tmp_path):
     assert sorted(runs) == [0, 1]
     for number, (folder, record) in runs.items():
         assert (record.status, record.stage, record.run) == ("complete", "reproduce", number)
-        again = evaluated(folder, record, "test")
+        again = evaluated(folder, record, "test", f"data_root={tmp_path / 'data'}")
         assert (again.separated, again.separated_folds) == (record.test.separated, record.test.separated_folds)
     assert runs[0][1].seed != runs[1][1].seed
     assert runs[0][1].folds[0].weight_digests != runs[1][1].folds[0].weight_digests

@@ -321,11 +321,27 @@ def test_a_signal_after_the_last_embedding_ends_the_process_after_the_trial(sett
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.parametrize("is_ignored", [False, True], ids=["terminal", "nohup"])
+def test_a_closed_terminal_is_a_stop_signal_but_not_under_nohup(is_ignored):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if is_ignored else signal.SIG_DFL)
+    try:
+        with StopSignals() as stop:
+            if is_ignored:
+                assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.received == (0 if is_ignored else signal.SIGHUP)
+            assert is_ignored or str(TrialStopped(stop.received, "x")).startswith("SIGHUP stopped it at x")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture
 def ending():
     """Signals end this process, as they do train.py from its start."""
+    free = [number for number in STOP_SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
     taken = end_on_stop_signals()
-    assert taken == list(STOP_SIGNALS)
+    assert taken == free
+    assert signal.SIGTERM in taken
     yield
     for number in taken:
         signal.signal(number, signal.SIG_DFL)

@@ -8,9 +8,9 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 from hydra_plugins.mlrc_ax_sweeper._core import num_slots
-from hydra_plugins.mlrc_ax_sweeper._jobs import Job, JobResult, run_job
+from hydra_plugins.mlrc_ax_sweeper._jobs import Job, JobResult, _failure, run_job
 from hydra_plugins.mlrc_local_launcher._errors import WorkerDiedError
-from mlrc_sweeper.records import Record
+from mlrc_sweeper.records import Record, encode
 from mlrc_sweeper.state import SearchState, Trial
 
 from .problems import make_problem
@@ -108,3 +108,25 @@ def test_slots_are_as_many_as_the_launcher_has_room_for(settings: dict, room: in
     problem = make_problem("x=interval(0, 1)", **settings)
     launcher: Any = SimpleNamespace() if room is None else SimpleNamespace(num_slots=room)
     assert num_slots(problem, OTHER, launcher) == slots
+
+
+class Unspeakable(Exception):
+    """Its text cannot be made."""
+
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError("caf\udce9.jpg"), "OSError: caf\\udce9.jpg"),
+        (Unspeakable(), "Unspeakable: (its text cannot be made: ValueError)"),
+        (ValueError(""), "ValueError: "),
+    ],
+    ids=["no UTF-8", "no text", "empty"],
+)
+def test_every_reason_of_a_failure_can_be_written(error: Exception, reason: str) -> None:
+    result = _failure(error, 1.0)
+    assert result.reason == reason
+    encode(Record(0, "job_failed", {"reason": result.reason, "traceback": result.traceback}))

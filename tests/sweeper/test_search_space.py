@@ -145,6 +145,15 @@ def test_a_refused_dimension_is_refused_with_its_message(line: str) -> None:
     assert space("fold=1", refused={"fold": "use replicates"}).shared == {"fold": 1}
 
 
+NOT_FINITE = ["x=nan", "x=inf", "+x=-inf", "x=choice(1.0, nan)", "x=1,inf", "x=[1,nan]", "x={a:inf}"]
+
+
+@pytest.mark.parametrize("line", NOT_FINITE)
+def test_numbers_that_are_not_finite_are_refused(line: str) -> None:
+    with pytest.raises(SweepError, match="expected finite numbers, found (nan|inf|-inf)"):
+        space(line)
+
+
 def test_a_wide_range_of_integers_costs_nothing() -> None:
     found = space("n=int(interval(1, 1000000000000))")
     (parameter,) = found.parameters

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv as csv_module
+import io
+import re
 from pathlib import Path
 
 from mlrc_lightning.data.images import ImageFiles
 from mlrc_lightning.errors import DatasetError
+from mlrc_lightning.reading import shortened
 
 
 class ImageCsv(ImageFiles):
@@ -19,7 +22,8 @@ class ImageCsv(ImageFiles):
         root: Folder of relative paths; None: the folder of the table.
 
     Raises:
-        DatasetError: The table is missing, has no such columns, an empty cell or no row.
+        DatasetError: The table is missing, is no UTF-8, has no such columns, an empty
+            cell, a name that no file can have, a label that is no name and no number from 0, or no row.
     """
 
     def __init__(self, csv: str, root: str | None = None) -> None:
@@ -33,25 +37,63 @@ class ImageCsv(ImageFiles):
         paths: list[Path] = []
         labels: list[str] = []
         own_split: list[str] = []
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv_module.DictReader(file)
+        rows = csv_module.DictReader(_lines(table))
+        try:
             columns = rows.fieldnames or []
             if not {"path", "label"} <= set(columns):
                 raise DatasetError(
                     f"{table}: expected the columns path and label in the first line, found {', '.join(columns)}."
                 )
             for row in rows:
-                if not row["path"] or not row["label"]:
-                    raise DatasetError(f"{table}, line {rows.line_num}: expected a path and a label, found {row}.")
+                problem = _problem(row["path"], row["label"])
+                if problem is not None:
+                    raise DatasetError(f"{table}, line {rows.line_num}: expected {problem}.")
                 paths.append(folder / row["path"])
                 labels.append(row["label"])
                 own_split.append(row.get("split") or "")
+        except csv_module.Error as error:
+            raise DatasetError(f"{table}, line {rows.line_num + 1}: expected a row of a CSV, found: {error}.") from None
         if not paths:
             raise DatasetError(f"{table}: expected at least one row, found none.")
         numbers = _as_integers(labels)
         super().__init__(
             paths, labels if numbers is None else numbers, folder, own_split if "split" in columns else None
         )
+
+
+def _lines(table: Path) -> io.StringIO:
+    content = table.read_bytes()
+    try:
+        return io.StringIO(content.decode("utf-8-sig"), newline="")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DatasetError(
+            f"{table}, line {line}: expected UTF-8, found the byte {content[error.start]:#04x}."
+            " Save the table as UTF-8."
+        ) from None
+
+
+def _problem(path: str | None, label: str | None) -> str | None:
+    """Returns what was expected of a row and what was found; None where it is right."""
+    if not path or not label:
+        return f"a path and a label, found {shortened(path)} and {shortened(label)}"
+    for name, text in (("path", path), ("label", label)):
+        if not text.isprintable():
+            return f"a {name} of printable characters, found {shortened(text)}"
+    if any(len(part.encode()) > _LONGEST for part in (*path.split("/"), label)):
+        return f"names of at most {_LONGEST} bytes, found a longer one in {shortened(path)} or {shortened(label)}"
+    if label.strip().lower() in ("nan", "inf", "-inf", "null", "none"):
+        return f"a label, found {label}"
+    number = _INTEGER.fullmatch(label)
+    if number is not None and (label.startswith("-") or len(label) > _DIGITS):
+        return f"a name, or a number from 0 with at most {_DIGITS} digits, as label, found {shortened(label)}"
+    return None
+
+
+_LONGEST = 255
+"""Bytes of a file name on the file systems in use."""
+_DIGITS = 18
+_INTEGER = re.compile("[+-]?[0-9]+")
 
 
 def _as_integers(labels: list[str]) -> list[int] | None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import zipfile
+import zlib
 from pathlib import Path
 
+from mlrc_lightning.data.download import extract_zip
 from mlrc_lightning.data.images import ImageFiles, image_files_in
 from mlrc_lightning.errors import DatasetError
 
@@ -55,7 +57,8 @@ class Omniglot(ImageFiles):
         """Extracts the archive where the images are not there yet; a broken extraction leaves nothing behind.
 
         Raises:
-            DatasetError: The archive is missing, damaged, or names files outside its folder.
+            DatasetError: The archive is missing, damaged, names files outside its folder, unpacks to too much, or the
+                folder is not empty.
         """
         folder = Path(root)
         if archive is None or any(folder.glob("**/character01")):
@@ -63,23 +66,16 @@ class Omniglot(ImageFiles):
         source = Path(archive)
         if not source.is_file():
             raise DatasetError(f"dataset.images.archive: expected a zip file at {source}, found none.")
+        if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir() or any(folder.iterdir())):
+            raise DatasetError(f"{folder}: expected an empty or missing folder to extract into.")
         partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
         try:
-            with zipfile.ZipFile(source) as opened:
-                outside = [name for name in opened.namelist() if name.startswith("/") or ".." in Path(name).parts]
-                if outside:
-                    raise DatasetError(f"{source}: refused, it names files outside its folder ({outside[0]}).")
-                damaged = opened.testzip()
-                if damaged is not None:
-                    raise DatasetError(f"{source}: expected an intact archive, found {damaged} damaged.")
-                opened.extractall(partial)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+            partial.mkdir(parents=True)
+            extract_zip(source, partial)
             partial.rename(folder)
-        except zipfile.BadZipFile as error:
-            raise DatasetError(f"{source}: expected a zip archive ({error}). Download it again.") from error
-        except FileExistsError:
-            raise DatasetError(f"{folder}: expected an empty or missing folder to extract into.") from None
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+            raise DatasetError(f"{source}: expected an intact zip archive ({error}). Download it again.") from error
+        except OSError as error:
+            raise DatasetError(f"{source}: cannot extract it into {folder}: {error}.") from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)

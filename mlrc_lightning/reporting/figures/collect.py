@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mlrc_lightning.errors import RecordError
+from mlrc_lightning.files import read_npz
 from mlrc_lightning.names import (
     EMBEDDINGS,
     MAP_AT_R,
@@ -81,9 +82,10 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Lacking:
-    """Why a figure, or a part of it, is not drawn, and what to do."""
+    """Why a figure, or a part of it, is not drawn, and what to do; or what could not be read."""
 
     text: str
+    is_damaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,11 +110,11 @@ def collect(name: str, outputs: Path, sets: Sequence[RunSet] | None = None) -> I
         name: One of `NAMES`.
         outputs: Folder of results.
         sets: All sets of runs in it, where they are known; their records are then read once for several names.
-
-    Raises:
-        RecordError: A stored file is damaged.
     """
-    yield from _COLLECT[name](outputs, run_sets(outputs) if sets is None else sets)
+    try:
+        yield from _COLLECT[name](outputs, run_sets(outputs) if sets is None else sets)
+    except RecordError as error:
+        yield Lacking(f"{name}: {error}", is_damaged=True)
 
 
 def measured(sets: Sequence[RunSet], searches: Sequence[SearchResult]) -> list[Measured]:
@@ -357,7 +359,11 @@ def _learning_curves(outputs: Path, sets: Sequence[RunSet]) -> Iterator[Drawing 
     drawn = False
     for folder in sorted(folders):
         path = folder / RECORD_FILE
-        record = read_json(path, TrialRecord) if path.exists() else None
+        try:
+            record = read_json(path, TrialRecord) if path.exists() else None
+        except RecordError as error:
+            yield Lacking(f"learning_curves: {error}", is_damaged=True)
+            continue
         if record is None or not record.folds:
             continue
         drawn = True
@@ -390,11 +396,12 @@ def _projection(outputs: Path, sets: Sequence[RunSet]) -> Iterator[Drawing | Lac
     paths = _stored(outputs, PROJECTION_FILE)
     if not paths:
         yield Lacking(f"projection: no {PROJECTION_FILE} in {outputs}; the first run of a setting stores it.")
-    for path in paths:
+
+    def drawn(path: Path) -> Drawing:
         arrays = _load(path, ["points", "labels", "class_names"])
         names = arrays["class_names"].tolist()
         title = f"Test embeddings, t-SNE: {_place(outputs, path)}"
-        yield Drawing(
+        return Drawing(
             PurePosixPath(*path.parent.relative_to(outputs).parts, "projection"),
             title,
             f"{len(arrays['points'])} test images of {len(np.unique(arrays['labels']))} classes, projected by t-SNE;"
@@ -402,12 +409,15 @@ def _projection(outputs: Path, sets: Sequence[RunSet]) -> Iterator[Drawing | Lac
             projection(title, arrays["points"], arrays["labels"], names),
         )
 
+    yield from _each(drawn, paths)
+
 
 def _neighbors(outputs: Path, sets: Sequence[RunSet]) -> Iterator[Drawing | Lacking]:
     paths = _stored(outputs, NEIGHBORS_FILE)
     if not paths:
         yield Lacking(f"neighbors: no {NEIGHBORS_FILE} in {outputs}; the first run of a setting stores it.")
-    for path in paths:
+
+    def drawn(path: Path) -> Drawing:
         arrays = _load(path, ["queries", "neighbors", "similarities", "labels", "thumbnails", "class_names"])
         names = tuple(arrays.pop("class_names").tolist())
         sheet = NeighborSheet(**arrays, class_names=names)
@@ -417,13 +427,26 @@ def _neighbors(outputs: Path, sets: Sequence[RunSet]) -> Iterator[Drawing | Lack
             f"{names[sheet.labels[query]]}: {int(row.sum())} of {len(row)} right"
             for query, row in zip(sheet.queries, right, strict=True)
         )
-        yield Drawing(
+        return Drawing(
             PurePosixPath(*path.parent.relative_to(outputs).parts, "neighbors"),
             title,
             f"A row a query, its nearest images from left to right; right ones have a solid frame and a check mark,"
             f" wrong ones a dashed frame and a cross. {words}.",
             neighbor_sheet(title, sheet),
         )
+
+    yield from _each(drawn, paths)
+
+
+def _each(draw: Callable[[Path], Drawing], paths: Sequence[Path]) -> Iterator[Drawing | Lacking]:
+    for path in paths:
+        try:
+            yield draw(path)
+        except RecordError as error:
+            yield Lacking(str(error), is_damaged=True)
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            reason = f"expected arrays that belong together, found others ({error}). Remove it."
+            yield Lacking(f"{path}: {reason}", is_damaged=True)
 
 
 def _pairwise_tests(outputs: Path, sets: Sequence[RunSet]) -> Iterator[Drawing | Lacking]:
@@ -452,10 +475,10 @@ def _stored(outputs: Path, name: str) -> list[Path]:
 
 def _load(path: Path, names: Sequence[str]) -> dict[str, Any]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in names}
-    except (KeyError, ValueError, OSError, EOFError) as error:
-        raise RecordError(f"{path}: expected the arrays {', '.join(names)}, found {error}. Remove it.") from error
+        arrays = read_npz(path)
+        return {name: arrays[name] for name in names}
+    except KeyError as error:
+        raise RecordError(f"{path}: expected the arrays {', '.join(names)}, found no {error}. Remove it.") from error
 
 
 def _place(outputs: Path, path: Path) -> str:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlrc_lightning.files import config_folder
-from mlrc_lightning.names import RECORD_FILE, SEARCH, SOURCES, UNTRAINED
+from mlrc_lightning.names import NOT_READ, SEARCH, SOURCES, UNTRAINED
 from mlrc_lightning.reference import PAPER_SETTINGS
 from mlrc_lightning.reporting.tables.catalog import LOSSES, title_of
 from mlrc_lightning.reporting.tables.cells import Page
 from mlrc_lightning.reporting.tables.setting import composition_of_results, setting_page
+from mlrc_lightning.results.damaged import damaged_results, single_trials
 from mlrc_lightning.results.runs import UNFINISHED, Run, RunSet, run_sets
 from mlrc_lightning.results.searches import SearchResult, searches
 from mlrc_lightning.settings.composition import Composition, compose, overrides_of
@@ -72,6 +73,7 @@ class Contents:
         singles: Folders of trials that are neither of a search nor of a set of runs, relative to `outputs`.
         protocol: The paper's.
         max_trials: Trials of a search that the paper's protocol asks for.
+        damaged: Why a result cannot be read, by its folder relative to `outputs`.
     """
 
     outputs: Path
@@ -82,6 +84,7 @@ class Contents:
     singles: tuple[str, ...]
     protocol: str
     max_trials: int
+    damaged: dict[str, str]
 
     def relative(self, folder: Path) -> str:
         """Returns a folder's name below `outputs`."""
@@ -89,11 +92,7 @@ class Contents:
 
 
 def contents(outputs: Path) -> Contents:
-    """Finds everything below a folder of results.
-
-    Raises:
-        RecordError: A stored file is damaged.
-    """
+    """Finds everything below a folder of results."""
     sets, found = run_sets(outputs), searches(outputs)
     papers = [(name, compose(overrides_of(name), outputs)) for name in PAPER_SETTINGS]
     first = papers[0][1]
@@ -111,12 +110,12 @@ def contents(outputs: Path) -> Contents:
                 content = setting_page(composition.setting, composition, source, outputs, sets, found)
                 path = f"tables/{grid.protocol}/{composition.setting}-{source}.html"
                 tables.append(SettingTable(path, composition, source, content))
-    singles = tuple(
-        path.parent.relative_to(outputs).as_posix() for path in sorted(outputs.glob(f"*/*/*/train/*/{RECORD_FILE}"))
-    )
+    damaged = damaged_results(outputs, sets)
+    singles = tuple(folder for folder in single_trials(outputs) if folder not in damaged)
     return Contents(
-        outputs, tuple(sets), tuple(found), tuple(grids), tuple(tables), singles, first.protocol, first.max_trials
-    )
+        outputs, tuple(sets), tuple(found), tuple(grids), tuple(tables), singles, first.protocol, first.max_trials,
+        damaged,
+    )  # fmt: skip
 
 
 def setting_title(name: str) -> str:
@@ -144,6 +143,8 @@ def runs_status(run_set: RunSet, composed: Composition) -> str:
     parts = [f"{done} runs" if done == planned else f"{done} of {planned} runs"]
     if run_set.failed:
         parts.append(f"{len(run_set.failed)} failed")
+    if run_set.damaged:
+        parts.append(f"{len(run_set.damaged)} {NOT_READ}")
     parts += [folds_status(run, composed.num_folds) for run in run_set.runs if run.state == UNFINISHED]
     return ", ".join(parts)
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 import mlrc_lightning.reporting.figures.retrieval
 from mlrc_lightning.errors import RecordError
-from mlrc_lightning.files import write_bytes
+from mlrc_lightning.files import read_bytes, read_npz, write_bytes
 from mlrc_lightning.reporting.figures.collect import Drawing, Lacking, collect
 from mlrc_lightning.reporting.figures.comparison import pairwise_heat_map
 from mlrc_lightning.reporting.figures.retrieval import projection
@@ -83,7 +83,7 @@ class Projections:
         Raises:
             RecordError: The file is damaged.
         """
-        content = path.read_bytes()
+        content = read_bytes(path)
         key = hashlib.sha256(self._version.encode() + title.encode() + content).hexdigest()
         remembered = self._memory / f"{key}.svg"
         self.used.add(remembered)
@@ -91,9 +91,9 @@ class Projections:
             return remembered.read_text(encoding="utf-8")
         names = ("points", "labels", "class_names")
         try:
-            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
-                points, labels, class_names = (stored[name] for name in names)
-        except (KeyError, ValueError, OSError, EOFError) as error:
+            stored = read_npz(path)
+            points, labels, class_names = (stored[name] for name in names)
+        except KeyError as error:
             raise RecordError(f"{path}: expected the arrays {', '.join(names)}, found {error}. Remove it.") from error
         title = f"Test embeddings, t-SNE: {title}"
         description = (

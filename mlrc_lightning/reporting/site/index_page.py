@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mlrc_lightning.names import MAP_AT_R, RECORD_FILE, SEARCH, SOURCES, UNTRAINED
+from mlrc_lightning.names import MAP_AT_R, NOT_READ, RECORD_FILE, SEARCH, SOURCES, UNTRAINED
 from mlrc_lightning.reporting.site.charts import sparkline
 from mlrc_lightning.reporting.site.contents import (
     Contents,
@@ -19,6 +19,7 @@ from mlrc_lightning.reporting.site.layout import INDEX, document, link, table, t
 from mlrc_lightning.reporting.site.places import run_page, search_page, set_page
 from mlrc_lightning.reporting.statistics import paper_curve
 from mlrc_lightning.reporting.tables.cells import percent
+from mlrc_lightning.results.damaged import listed
 from mlrc_lightning.results.records import TrialRecord, read_json
 from mlrc_lightning.results.runs import RunSet
 from mlrc_lightning.results.searches import SearchResult
@@ -45,13 +46,17 @@ def index_page(contents: Contents) -> str:
         f"{_count(len(contents.searches), 'search', 'searches')}, {_count(num_runs, 'tested run', 'tested runs')} of"
         f" {_count(len(contents.sets), 'setting', 'settings')}"
         + (f", {_count(failed, 'failed run', 'failed runs')}" if failed else "")
-        + f", {_count(len(contents.singles), 'single trial', 'single trials')}."
+        + f", {_count(len(contents.singles), 'single trial', 'single trials')}"
+        + (f"; {_count(len(contents.damaged), 'result', 'results')} {NOT_READ}." if contents.damaged else ".")
     )
     body = [f'<p class="lede">{found} A plot leads to its search, a number of runs to its runs.</p>', LEGEND]
     for grid in contents.grids:
         body += _grid(contents, grid)
     if contents.singles:
         body += _singles(contents)
+    if contents.damaged:
+        items = "".join(f"<li>{text(line)}</li>" for line in listed(contents.damaged))
+        body += [f"<h2>{NOT_READ.capitalize()}</h2>", f"<ul>{items}</ul>"]
     return document(INDEX, "Losses by setting", body)
 
 

@@ -12,12 +12,14 @@ import numpy as np
 from PIL import Image
 
 from mlrc_lightning.errors import RecordError
+from mlrc_lightning.files import read_npz
 from mlrc_lightning.names import (
     BASELINES,
     EMBEDDINGS,
     MAP_AT_R,
     METRICS,
     NEIGHBORS_FILE,
+    NOT_READ,
     PROJECTION_FILE,
     SOURCES,
     UNTRAINED,
@@ -44,7 +46,8 @@ def set_document(contents: Contents, run_set: RunSet, composed: Composition) -> 
     for run in run_set.runs:
         outcome = run.outcome
         name = f"Run {run.number}"
-        words = link(run_page(contents.relative(run.folder)), page, name) if outcome is not None else text(name)
+        has_page = outcome is not None or run.damage is not None
+        words = link(run_page(contents.relative(run.folder)), page, name) if has_page else text(name)
         values = [value_at(outcome, field) if run.state == COMPLETE else None for field in fields]
         rows.append(
             (
@@ -93,9 +96,6 @@ def run_document(
         folder: Of the run, below `outputs`.
         record: Of the run.
         draw_projection: From the stored projection of a run to HTML.
-
-    Raises:
-        RecordError: A stored figure input is damaged.
     """
     page = run_page(folder)
     where = contents.outputs / folder
@@ -120,14 +120,29 @@ def run_document(
             f'<div class="charts">{"".join(charts)}</div>',
             _folds(record),
         ]
-    if (where / PROJECTION_FILE).exists():
-        body += ["<h2>Test embeddings in the plane</h2>", draw_projection(where / PROJECTION_FILE, title)]
-    if (where / NEIGHBORS_FILE).exists():
-        body += ["<h2>Nearest test images</h2>", _neighbors(where / NEIGHBORS_FILE)]
+    draws = {
+        PROJECTION_FILE: ("Test embeddings in the plane", lambda path: draw_projection(path, title)),
+        NEIGHBORS_FILE: ("Nearest test images", _neighbors),
+    }
+    for file, (heading, draw) in draws.items():
+        if (where / file).exists():
+            body += [f"<h2>{heading}</h2>", _drawn(contents, f"{folder}/{file}", draw)]
     body += ["<h2>Uses of the test split</h2>", *_test_uses(where, record)]
     body += ["<h2>Environment</h2>", _environment(record), "<h2>Provenance</h2>", _provenance(record)]
     body += ["<h2>Configuration</h2>", _settings(record)]
     return document(page, title, body, trail)
+
+
+def _drawn(contents: Contents, name: str, draw: Callable[[Path], str]) -> str:
+    """Returns a drawing of stored arrays; of those that are damaged the reason, which the overview lists too."""
+    try:
+        return draw(contents.outputs / name)
+    except RecordError as error:
+        reason = str(error)
+    except (IndexError, TypeError, ValueError) as error:
+        reason = f"expected arrays that belong together, found others ({error}). Remove the file."
+    contents.damaged[name] = reason
+    return f"<p>{text(name)}: {NOT_READ}: {text(reason)}</p>"
 
 
 def _fields(run_set: RunSet) -> dict[str, str]:
@@ -212,9 +227,9 @@ def _folds(record: TrialRecord) -> str:
 def _neighbors(path: Path) -> str:
     names = ("queries", "neighbors", "similarities", "labels", "thumbnails", "class_names")
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
-            queries, neighbors, similarities, labels, thumbnails, class_names = (stored[name] for name in names)
-    except (KeyError, ValueError, OSError, EOFError) as error:
+        stored = read_npz(path)
+        queries, neighbors, similarities, labels, thumbnails, class_names = (stored[name] for name in names)
+    except KeyError as error:
         raise RecordError(f"{path}: expected the arrays {', '.join(names)}, found {error}. Remove it.") from error
     images = [_jpeg(pixels) for pixels in thumbnails]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlrc_lightning.errors import RecordError
+from mlrc_lightning.files import read_npz
 from mlrc_lightning.names import PER_QUERY
 
 Metric = Literal["precision_at_1", "r_precision", "mean_average_precision_at_r"]
@@ -86,12 +86,7 @@ def read_query_results(loss: str, files: Sequence[Path], metric: Metric, embeddi
 
 
 def _read(file: Path, key: str) -> dict[str, NDArray[np.float64]]:
-    try:
-        # numpy leaves a file it opened itself open where it turns out to be damaged
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in ("index", "label", "folds", key) if name in stored.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise RecordError(f"{file}: expected the per-query results of a run, found {error}.") from error
+    arrays = read_npz(file)
     lacking = [name for name in ("index", "label", "folds", key) if name not in arrays]
     if lacking:
         raise RecordError(f"{file}: lacks {', '.join(lacking)}; was every fold trained? Test the run again.")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,7 +21,7 @@ from mlrc_lightning.reporting.tables.cells import Accuracy, Number, Page
 from mlrc_lightning.reporting.tables.setting import value_at
 from mlrc_lightning.results.records import TrialRecord
 from mlrc_lightning.results.runs import Run, RunSet, run_of
-from mlrc_lightning.results.searches import SearchResult, searches
+from mlrc_lightning.results.searches import SearchResult, damaged_searches, searches
 from mlrc_sweeper import LEDGER_NAME
 
 VERSION = 1
@@ -54,6 +55,8 @@ class Digests:
             try:
                 status = os.stat(self._outputs / name)
             except FileNotFoundError:
+                continue
+            if not stat.S_ISREG(status.st_mode):
                 continue
             stamps[name] = [status.st_size, status.st_mtime_ns]
         unknown = [name for name, stamp in stamps.items() if self._known.get(name, [])[:2] != stamp]
@@ -210,11 +213,9 @@ def _search_entry(folder: str, search: SearchResult, digests: Digests) -> dict[s
 
 
 def _outcome(outputs: Path, folder: str, findings: list[str]) -> TrialRecord | None:
-    try:
-        return run_of(outputs / folder, outputs).outcome
-    except RecordError as error:
-        findings.append(str(error))
-        return None
+    run = run_of(outputs / folder, outputs)
+    findings += [] if run.damage is None else [run.damage]
+    return run.outcome
 
 
 def _check_cell(cell: Mapping[str, Any], runs: Mapping[str, TrialRecord | None]) -> str | None:
@@ -266,11 +267,8 @@ def _check_queries(folder: Path, outcome: TrialRecord) -> list[str]:
 
 
 def _best_parameters(outputs: Path, findings: list[str]) -> dict[str, dict[str, Any]]:
-    try:
-        found = searches(outputs)
-    except RecordError as error:
-        findings.append(str(error))
-        return {}
+    findings += damaged_searches(outputs).values()
+    found = searches(outputs)
     return {str(s.folder.relative_to(outputs)): s.best.parameters for s in found if s.best is not None}
 
 

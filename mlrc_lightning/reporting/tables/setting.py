@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from mlrc_lightning.errors import ConfigError
-from mlrc_lightning.names import EMBEDDINGS, METRICS, SEARCH, SOURCES, UNTRAINED, setting_name
+from mlrc_lightning.names import EMBEDDINGS, METRICS, NOT_READ, SEARCH, SOURCES, UNTRAINED, setting_name
 from mlrc_lightning.reference import rows as reference_rows
 from mlrc_lightning.reporting.intervals import t_interval
 from mlrc_lightning.reporting.tables.catalog import BASELINES, LOSSES, BaselineRow, LossRow
@@ -27,7 +27,7 @@ from mlrc_lightning.reporting.tables.cells import (
 )
 from mlrc_lightning.results.choice import Choice, furthest
 from mlrc_lightning.results.records import TrialRecord
-from mlrc_lightning.results.runs import UNFINISHED, Run, RunSet, has_best_hyperparameters
+from mlrc_lightning.results.runs import ABSENT, UNFINISHED, Run, RunSet, has_best_hyperparameters
 from mlrc_lightning.results.searches import SearchResult
 from mlrc_lightning.settings.composition import Composition
 from mlrc_lightning.settings.types import FROZEN_PROXY
@@ -153,7 +153,7 @@ class _Content:
 
     def _standing(self, chosen: RunSet | None, search: SearchResult | None) -> str:
         """Returns how far a loss is: runs, or what has to come before them."""
-        if chosen is not None and (chosen.complete or chosen.failed or any(r.state == UNFINISHED for r in chosen.runs)):
+        if chosen is not None and any(run.state != ABSENT for run in chosen.runs):
             return self._standing_of_runs(chosen)
         if self.source != SEARCH:
             return "no run yet"
@@ -173,6 +173,8 @@ class _Content:
         parts = [str(done) if done == planned else f"{done} of {planned}"]
         if chosen.failed:
             parts.append(f"{len(chosen.failed)} failed")
+        if chosen.damaged:
+            parts.append(f"{len(chosen.damaged)} {NOT_READ}")
         parts += [
             f"run {run.number}: {run.num_finished_folds} of {self.composition.num_folds} folds"
             for run in chosen.runs
@@ -199,6 +201,8 @@ class _Content:
             assert run.outcome is not None
             reason = (run.outcome.failure or "no reason given").splitlines()[0]
             self.notes.append(f"{loss.title}, run {run.number} failed: {reason}")
+        for run in chosen.damaged:
+            self.notes.append(f"{loss.title}, run {run.number} {NOT_READ}: {run.damage}")
 
 
 def value_at(outcome: TrialRecord | None, field: str) -> float | None:

@@ -26,6 +26,7 @@ def record(stage, protocol, setting, loss, *, val=0.3, separated=None, concatena
         failure=failure, stage=stage, protocol=protocol, setting=setting, loss=loss,
         settings={
             "loss": {"name": loss}, "dataset": {"min_images_per_class": 2}, "trainer": {"precision": "32-true"},
+            "trunk": {"pretrained": True},
         },
         val=None if failure else accuracies(val), folds=() if failure else folds,
         test=test, seconds=1.0,

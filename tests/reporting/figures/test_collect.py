@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from mlrc_lightning.__main__ import main
-from mlrc_lightning.errors import RecordError
+from mlrc_lightning.files import write_npz
 from mlrc_lightning.reference import rows
 from mlrc_lightning.reporting.figures import NAMES
 from mlrc_lightning.reporting.figures.collect import Drawing, Lacking, collect, loss_years, measured
@@ -138,15 +138,23 @@ def test_stored_tests_are_drawn_and_damaged_ones_refused(tmp_path):
     assert [label.get_text() for label in drawing.figure.axes[0].get_yticklabels()] == ["Contrastive", "Triplet"]
     assert "1 of 1 pairs" in drawing.description
     path.write_text("loss_a,loss_b,effect\nTriplet,Contrastive,much\n")
-    with pytest.raises(RecordError, match="pairwise_tests.csv: expected the columns loss_a"):
-        list(collect("pairwise_tests", tmp_path))
+    (lacking,) = collect("pairwise_tests", tmp_path)
+    assert lacking.is_damaged
+    assert "pairwise_tests.csv: expected the columns loss_a" in lacking.text
 
 
-def test_a_damaged_input_is_refused_by_name(tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "projection_test.npz").write_bytes(b"no archive")
-    with pytest.raises(RecordError, match="projection_test.npz: expected the arrays points"):
-        list(collect("projection", tmp_path))
+def test_a_damaged_input_is_named_and_stops_no_other(tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a" / "projection_test.npz").write_bytes(b"no archive")
+    (tmp_path / "b" / "projection_test.npz").mkdir()
+    arrays = {"points": np.zeros((3, 2)), "labels": np.arange(9), "class_names": np.array(["x"])}
+    write_npz(tmp_path / "c" / "projection_test.npz", arrays)
+    found = list(collect("projection", tmp_path))
+    assert all(lacking.is_damaged for lacking in found)
+    assert "a/projection_test.npz: expected arrays, found a damaged file" in found[0].text
+    assert "b/projection_test.npz: expected a file, found a folder" in found[1].text
+    assert "c/projection_test.npz: expected arrays that belong together" in found[2].text
 
 
 def test_the_command_draws_into_the_folder_of_figures_and_never_reads_from_it(tmp_path, capsys):

@@ -267,3 +267,55 @@ def test_a_report_is_made_again_only_where_something_has_changed(empty, capsys, 
     assert not made()
     monkeypatch.setattr(memory, "version", lambda name: "2")
     assert made()
+
+
+# what is the user's
+
+
+@pytest.mark.parametrize("build_again", [False, True])
+def test_a_folder_without_the_marker_stays_as_it_is(tmp_path, capsys, build_again):
+    mine = tmp_path / "report"
+    (mine / "data").mkdir(parents=True)
+    for name in ("notes.html", "data/numbers.json", "index.html"):
+        (mine / name).write_text("mine")
+    for _ in range(1 + build_again):
+        with pytest.raises(SystemExit) as ended:
+            main(["report", "--outputs", str(tmp_path)])
+        assert ended.value.code == 2
+        assert "report: expected the folder of a report, found one without its marker" in capsys.readouterr().err
+    assert sorted(path.name for path in mine.rglob("*")) == ["data", "index.html", "notes.html", "numbers.json"]
+    assert (mine / "index.html").read_text() == "mine"
+
+
+def test_links_are_not_followed(tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.html").write_text("mine")
+    outputs = tmp_path / "outputs"
+    outputs.mkdir()
+    (outputs / "report").symlink_to(mine)
+    with pytest.raises(RecordError, match="report: expected the folder of a report or nothing, found another file or"):
+        site.build(outputs)
+    (outputs / "report").unlink()
+    site.build(outputs)
+    shutil.rmtree(outputs / "report" / "tables")
+    (outputs / "report" / "tables").symlink_to(mine)
+    with pytest.raises(RecordError, match="expected a file of the report, found a link"):
+        site.build(outputs)
+    assert [path.name for path in mine.iterdir()] == ["notes.html"]
+
+
+def test_only_files_of_the_last_report_are_removed(tmp_path):
+    site.build(tmp_path)
+    report = tmp_path / "report"
+    (report / "own.html").write_text("mine")
+    marker = report / site.MARKER
+    (tmp_path / "outside.html").write_text("mine")
+    (report / "runs").mkdir()
+    (report / "runs" / "old.html").write_text("of an earlier report")
+    names = [*json.loads(marker.read_text()), "runs/old.html", "../outside.html", "/etc/hostname"]
+    marker.write_text(json.dumps(names))
+    site.build(tmp_path)
+    assert (report / "own.html").read_text() == "mine"
+    assert (tmp_path / "outside.html").read_text() == "mine"
+    assert not (report / "runs").exists()
