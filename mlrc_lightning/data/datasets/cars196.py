@@ -11,6 +11,7 @@ from scipy.io import loadmat
 
 from mlrc_lightning.data.download import Mirrors, provide
 from mlrc_lightning.data.images import ImageFiles, check_complete
+from mlrc_lightning.data.labels import is_integer
 from mlrc_lightning.errors import DatasetError
 
 NAME = "Cars196"
@@ -99,7 +100,7 @@ def _read_class_folders(folder: Path) -> Table:
         table = folder / f"anno_{part}.csv"
         with table.open(newline="", encoding="utf-8") as file:
             for number, row in enumerate(csv.reader(file), start=1):
-                if len(row) != 6 or not row[5].strip().isdecimal() or not 1 <= int(row[5]) <= len(models):
+                if len(row) != 6 or not is_integer(row[5].strip()) or not 1 <= int(row[5]) <= len(models):
                     raise DatasetError(
                         f"{table}, line {number}: expected a file, four corners and a class id of 1 to {len(models)},"
                         f" found {','.join(row)!r}."
@@ -124,7 +125,10 @@ def _annotations(table: Path, name_field: str) -> tuple[list[str], list[int]]:
     """Reads file names and class ids from MATLAB's struct array."""
     try:
         rows = loadmat(table, squeeze_me=True)["annotations"].reshape(-1)
-        return [str(name) for name in rows[name_field]], [int(number) for number in rows["class"]]
+        numbers = [float(number) for number in rows["class"]]
+        if not all(number.is_integer() for number in numbers):
+            raise ValueError("a class that is no integer")
+        return [str(name) for name in rows[name_field]], [int(number) for number in numbers]
     except Exception as error:  # damaged files fail in many ways in scipy
         raise DatasetError(
             f"{table}: expected MATLAB annotations with {name_field} and class, found: {error}. Get the file again."
