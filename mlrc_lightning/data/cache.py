@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 Half = Literal["trainval", "test"]
 T = TypeVar("T")
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _PROBED = 32
 """Images that are decoded before size and time are announced."""
 _AHEAD_PER_CORE = 32

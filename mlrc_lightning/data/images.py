@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from mlrc_lightning.data.colour import to_rgb
 from mlrc_lightning.data.copies import file_identities, first_of_each
 from mlrc_lightning.data.labels import report_lookalikes
 from mlrc_lightning.errors import DatasetError, ImageError
@@ -51,7 +52,7 @@ class LabeledImages(Protocol):
 
 
 class ImageFiles:
-    """Images in files, decoded by Pillow and converted to RGB (grey and CMYK ones too).
+    """Images in files, decoded by Pillow and converted to RGB as `colour.to_rgb` does.
 
     A file counts once, under whatever names it is listed: where it is listed again in its class, the first row stays.
 
@@ -65,6 +66,7 @@ class ImageFiles:
     Attributes:
         paths: File of each image; N of them.
         rows: Position of each image among the arguments; (N,), int64.
+        exif: `apply` to rotate images as their EXIF orientation says, before any is read; otherwise `ignore`.
 
     Raises:
         DatasetError: A file is in two classes or in two parts of the dataset's own split, a class has two names, or
@@ -85,6 +87,7 @@ class ImageFiles:
         distinct: list[int | str] = sorted(set(labels))
         report_lookalikes([label for label in distinct if isinstance(label, str)])
         position = {label: number for number, label in enumerate(distinct)}
+        self.exif = "ignore"
         self.root = root
         self._prefix = "" if root == Path() else os.path.join(root, "")
         self.paths = list(paths)
@@ -132,14 +135,14 @@ class ImageFiles:
         """Returns one image in RGB.
 
         Raises:
-            ImageError: The file is missing, empty, truncated or not an image.
+            ImageError: The file is missing, empty, truncated or not an image, or the range of its values is not known.
         """
         path = self.paths[index]
         try:
             if path.stat().st_size == 0:
                 raise ImageError(f"{path}: expected an image, found a file of 0 bytes.")
             with Image.open(path) as image:
-                return image.convert("RGB")
+                return to_rgb(image, self.exif)
         except FileNotFoundError:
             raise ImageError(f"{path}: expected an image, found no file.") from None
         except (
@@ -158,7 +161,7 @@ class ImageFiles:
 
     def fingerprint(self, indices: NDArray[np.int64]) -> str:
         """Returns a digest of names, labels, sizes and modification times; no file is opened."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(b"" if self.exif == "ignore" else self.exif.encode())
         for index in indices.tolist():
             try:
                 status = os.stat(self.paths[index])

@@ -29,7 +29,7 @@ from torch import nn
 
 from mlrc_lightning.data.augment import TrainTransform
 from mlrc_lightning.data.cache import CachedImages, Half, ResizedImages, cached_images, uncached_images
-from mlrc_lightning.data.images import LabeledImages, check_classes
+from mlrc_lightning.data.images import ImageFiles, LabeledImages, check_classes
 from mlrc_lightning.data.sampling import Batches
 from mlrc_lightning.data.splits import FoldSplit, Indices, Splitter, checked_folds, trainval_images
 from mlrc_lightning.errors import ConfigError, DiskFullError, MlrcError
@@ -37,7 +37,7 @@ from mlrc_lightning.models.folder import file_digest
 from mlrc_lightning.models.frozen import FrozenTrunk
 from mlrc_lightning.models.trunk import Trunk
 from mlrc_lightning.parallel.collectives import is_distributed, world_size
-from mlrc_lightning.settings.identity import is_the_papers_split
+from mlrc_lightning.settings.identity import dataset_deviations, is_the_papers_split
 from mlrc_lightning.settings.types import CUDA_GRAPHS, Target, TrialSettings
 from mlrc_lightning.training.datamodule import FoldDataModule, Pixels, ResidentPixels
 from mlrc_lightning.training.features import CachedFeatures, cached_features
@@ -78,6 +78,10 @@ class TrialData:
         self._settings = settings
         self._needs_cache = needs_cache
         self.images: LabeledImages = build(settings.dataset.images, "dataset.images")
+        if settings.dataset.exif != "ignore":
+            if not isinstance(self.images, ImageFiles):
+                raise ConfigError(f"dataset.exif={settings.dataset.exif}: expected a dataset of image files.")
+            self.images.exif = settings.dataset.exif
         self.num_classes = len(self.images.class_names)
         check_classes(self.images, settings.dataset.min_images_per_class)
         splitter: Splitter = build(settings.split.splitter, "split.splitter")
@@ -137,6 +141,7 @@ class TrialData:
         # other's, and no trainval cache of one split can hold what another tests on
         settings, resize = self._settings, self._settings.transform.resize
         images = {name: value for name, value in settings.dataset.images.items() if name not in _ORIGINS}
+        images |= dataset_deviations(dataclasses.asdict(settings.dataset))
         decides = (
             images if is_the_papers_split(dataclasses.asdict(settings.split)) else [images, settings.split.splitter]
         )

@@ -33,6 +33,8 @@ _EVALUATION_OPTIONS = {"check_untrained_accuracy": None, "clustering": False}
 """What changes the figures of `evaluation`, with the value that leaves them as they are."""
 _PLACES = ("root", "csv", "archive", "download", "mirrors")
 """Where a dataset lies, or comes from, does not change what it is."""
+_DATASET_OPTIONS = {"exif": "ignore"}
+"""What changes the pixels of a dataset, with the value that leaves them as they are."""
 _NOT_SETTINGS = ("sweep_name", "max_trials", "num_runs", "run_set", "output_root", "search_space", "hydra")
 
 
@@ -53,6 +55,7 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     if settings["stage"] == UNTRAINED:
         del values["loss"]
     dataset = {key: value for key, value in values["dataset"].items() if key not in _PLACES}
+    dataset = {key: value for key, value in dataset.items() if value != _DATASET_OPTIONS.get(key, ...)}
     dataset["images"] = {key: value for key, value in dataset["images"].items() if key not in _PLACES}
     if is_the_papers_split(values["split"]):
         del values["split"]
@@ -69,6 +72,11 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
             if settings["trainer"].get(name, neutral[0]) not in neutral
         },
     }
+
+
+def dataset_deviations(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options of a dataset that change its pixels, by key, where they are not as the protocol has them."""
+    return {key: dataset[key] for key, usual in _DATASET_OPTIONS.items() if dataset.get(key, usual) != usual}
 
 
 def is_the_papers_split(split: Mapping[str, Any]) -> bool:

@@ -21,6 +21,7 @@ RUN_STAGES = ("reproduce", UNTRAINED)
 """Stages of numbered runs, each with a seed of its own."""
 FROZEN_PROXY = "frozen_proxy"
 """In the name of the protocol of all that has a frozen trunk: no such result is one of the protocol."""
+EXIF = ("ignore", "apply")
 STRATEGIES = ("auto", "ddp")
 CUDA_GRAPHS = "cudagraphs"
 """Of `trainer.compile`."""
@@ -35,7 +36,10 @@ Target = dict[str, Any]
 
 @dataclass(frozen=True)
 class DatasetSettings:
-    """One dataset: which images, and the protocol's numbers that depend on it (section 1.3)."""
+    """One dataset: which images, and the protocol's numbers that depend on it (section 1.3).
+
+    `exif` says whether images in files are rotated as their EXIF orientation says.
+    """
 
     name: str
     images: Target
@@ -44,9 +48,11 @@ class DatasetSettings:
     save_interval: int
     patience: int | None
     paper_setting: str
+    exif: str = EXIF[0]
 
     def __post_init__(self) -> None:
         _require_target("dataset.images", self.images)
+        _require_one_of("dataset.exif", EXIF, self.exif)
         _require(self.min_images_per_class >= 1, "dataset.min_images_per_class", ">= 1", self.min_images_per_class)
 
 
