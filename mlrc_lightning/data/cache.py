@@ -349,7 +349,10 @@ def _decode_all(
                 os.fsync(file.fileno())
     if errors:
         more = f" So do {len(errors) - 1} others." if len(errors) > 1 else ""
-        raise ImageError(f"{errors[0]}{more} Replace or remove the file{'s' if more else ''}, then run again.")
+        raise ImageError(
+            f"{errors[0]}{more} Replace the file{'s' if more else ''} by what {'they' if more else 'it'}"
+            " should be, or list the images without, then run again."
+        )
     return np.array(shapes, dtype=np.int64).reshape(-1, 2)
 
 

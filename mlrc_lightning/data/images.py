@@ -22,8 +22,6 @@ from mlrc_lightning.errors import DatasetError, ImageError
 
 log = logging.getLogger(__name__)
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-
 
 class LabeledImages(Protocol):
     """Images with a class each. Labels are known without opening a single image.
@@ -176,13 +174,6 @@ def _is_integer(label: object) -> bool:
     return isinstance(label, int | np.integer) and not isinstance(label, bool)
 
 
-def image_files_in(folder: Path) -> list[Path]:
-    """Returns the image files directly in a folder, sorted by name; hidden ones are left out."""
-    return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
-    )
-
-
 def require_folder(root: Path, what: str, to_do: str) -> None:
     """Refuses a folder that is not there.
 
@@ -253,5 +244,6 @@ def check_classes(images: LabeledImages, min_images_per_class: int) -> None:
         raise DatasetError(
             f"Expected at least {min_images_per_class} images in every class, found fewer in {len(names)}:"
             f" {', '.join(names[:5])}{', …' if len(names) > 5 else ''}. A single image has no other to retrieve:"
-            " remove the class, add images, or set dataset.min_images_per_class=1 to keep it as a distractor."
+            " add images, list the dataset without the class, or set"
+            " dataset.min_images_per_class=1 to keep it as a distractor."
         )

@@ -81,7 +81,7 @@ def test_missing_places_are_named(tmp_path):
         ImageCsv(str(tmp_path / "none.csv"))
     with pytest.raises(DatasetError, match="expected a folder at .*none, found nothing there"):
         ImageFolder(str(tmp_path / "none"))
-    with pytest.raises(DatasetError, match="found 0 folders and no image"):
+    with pytest.raises(DatasetError, match="expected class folders in .*, found none"):
         ImageFolder(str(tmp_path))
 
 

@@ -69,7 +69,7 @@ class INaturalist2018(ImageFiles):
                 labels.append(int(cells[2]))
                 own_split.append(part)
         super().__init__(paths, labels, folder, own_split)
-        to_do = f"Remove {folder / _FOLDER} and extract train_val2018.tar.gz again."
+        to_do = f"Extract train_val2018.tar.gz again, into another folder than {folder}."
         check_complete(self, NAME, sum(NUM_IMAGES.values()), NUM_CLASSES, to_do, NUM_IMAGES)
 
     @classmethod

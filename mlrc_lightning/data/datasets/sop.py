@@ -65,7 +65,7 @@ class StanfordOnlineProducts(ImageFiles):
                 paths.append(folder / cells[3])
                 own_split.append(part)
         super().__init__(paths, labels, folder, own_split)
-        to_do = f"Remove {folder} and extract Stanford_Online_Products.zip again."
+        to_do = f"Extract Stanford_Online_Products.zip again, into another folder than {folder}."
         check_complete(self, NAME, NUM_IMAGES, NUM_CLASSES, to_do)
 
     @classmethod
