@@ -1,4 +1,4 @@
-"""Images that are in a dataset more than once: as one file, or as the same pixels under several names."""
+"""Files that are listed more than once, whichever names lead to them."""
 
 from __future__ import annotations
 

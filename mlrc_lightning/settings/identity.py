@@ -54,7 +54,7 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     values = {key: value for key, value in settings.items() if key not in (*_NOT_OF_THE_TRIAL, *_OPTIONS)}
     if settings["stage"] == UNTRAINED:
         del values["loss"]
-    dataset = {key: value for key, value in values["dataset"].items() if key not in _PLACES}
+    dataset = {key: value for key, value in values["dataset"].items() if key not in (*_PLACES, "copies")}
     dataset = {key: value for key, value in dataset.items() if value != _DATASET_OPTIONS.get(key, ...)}
     dataset["images"] = {key: value for key, value in dataset["images"].items() if key not in _PLACES}
     if is_the_papers_split(values["split"]):

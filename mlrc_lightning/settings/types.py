@@ -22,6 +22,7 @@ RUN_STAGES = ("reproduce", UNTRAINED)
 FROZEN_PROXY = "frozen_proxy"
 """In the name of the protocol of all that has a frozen trunk: no such result is one of the protocol."""
 EXIF = ("ignore", "apply")
+COPIES = ("refuse", "report")
 STRATEGIES = ("auto", "ddp")
 CUDA_GRAPHS = "cudagraphs"
 """Of `trainer.compile`."""
@@ -38,7 +39,8 @@ Target = dict[str, Any]
 class DatasetSettings:
     """One dataset: which images, and the protocol's numbers that depend on it (section 1.3).
 
-    `exif` says whether images in files are rotated as their EXIF orientation says.
+    `exif` says whether images in files are rotated as their EXIF orientation says, `copies` whether the same pixels in
+    two classes, or in two of train, val and test, are refused or only reported.
     """
 
     name: str
@@ -49,10 +51,12 @@ class DatasetSettings:
     patience: int | None
     paper_setting: str
     exif: str = EXIF[0]
+    copies: str = COPIES[0]
 
     def __post_init__(self) -> None:
         _require_target("dataset.images", self.images)
         _require_one_of("dataset.exif", EXIF, self.exif)
+        _require_one_of("dataset.copies", COPIES, self.copies)
         _require(self.min_images_per_class >= 1, "dataset.min_images_per_class", ">= 1", self.min_images_per_class)
 
 
