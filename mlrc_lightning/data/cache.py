@@ -369,7 +369,7 @@ def _check_pixels(cached: CachedImages, checks_all: bool) -> None:
 
 
 def _pixel_digest(image: NDArray[np.uint8]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(image)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(image).data).hexdigest()
 
 
 def _decoded(images: LabeledImages, index: int, resize: int) -> NDArray[np.uint8]:

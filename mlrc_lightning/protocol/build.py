@@ -281,6 +281,7 @@ def trunk_key(settings: TrialSettings) -> dict[str, Any]:
     model = {
         name: file_digest(Path(value)) if is_file and value == pretrained else value
         for name, value in settings.trunk.model.items()
+        if (name, value) != ("strict", True)
     }
     return {"name": settings.trunk.name, "model": model}
 
@@ -310,7 +311,7 @@ def _try_a_step(settings: TrialSettings, module: EmbeddingModule, split: FoldSpl
     assert objective is not None
     of_classes = any(parameter.ndim > 1 for parameter in objective.loss.parameters())
     compares_images = isinstance(objective.loss, BaseMetricLossFunction) and not of_classes
-    if compares_images and not any(1 < len(of_batch.unique()) < len(of_batch) for of_batch in labels):
+    if compares_images and not any(1 < len(set(of_batch.tolist())) < len(of_batch) for of_batch in labels):
         raise ConfigError(
             f"loss={settings.loss.name}: expected batches with images of one class and of others, which the loss"
             f" compares, found none with batch_size={settings.batch_size}, loss.samples_per_class="

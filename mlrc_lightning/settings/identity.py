@@ -118,9 +118,13 @@ def _protocols_sampler() -> Any:
 
 
 def _trunk(trunk: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the trunk's settings with a weight file named without its folder; not frozen, no word of views."""
+    """Returns the trunk's settings with a weight file named without its folder; what is as usual is left out."""
     if not trunk.get("frozen", False):
         trunk = {key: value for key, value in trunk.items() if key not in ("frozen", "views")}
+
+    if trunk.get("strict", True):
+        trunk = {key: value for key, value in trunk.items() if key != "strict"}
+        trunk["model"] = {key: value for key, value in trunk["model"].items() if key != "strict"}
 
     def short(value: Any) -> Any:
         return Path(value).name if isinstance(value, str) and "/" in value else value

@@ -127,6 +127,7 @@ class TrunkSettings:
         model: Its class.
         frozen: Compute its features once, and train embedder and loss alone: a proxy of the protocol, not the protocol.
         views: With `frozen`, augmented views of an image to train on.
+        strict: Whether a weight file must be the network's: every tensor, and nothing else but a head.
     """
 
     name: str
@@ -136,6 +137,7 @@ class TrunkSettings:
     model: Target
     frozen: bool = False  # older records have neither
     views: int = 8
+    strict: bool = True
 
     def __post_init__(self) -> None:
         _require_target("trunk.model", self.model)
