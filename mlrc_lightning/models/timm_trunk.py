@@ -10,6 +10,7 @@ from unittest.mock import patch
 import mlrc_lightning._torchvision  # noqa: F401
 
 import timm
+import torch
 from torch import Tensor, nn
 
 from mlrc_lightning.errors import ConfigError, WeightsError
@@ -77,7 +78,9 @@ def _create(name: str, pretrained: bool | str, strict: bool):  # type: ignore[no
     load_state_dict = nn.Module.load_state_dict
     try:
         # timm reads the file and renames its tensors by a filter of each model; then it loads what it can in silence
-        with patch.object(nn.Module, "load_state_dict", load):
+        # what a file replaces draws no numbers from the stream that the embedder's weights come from
+        with torch.random.fork_rng(devices=[]), patch.object(nn.Module, "load_state_dict", load):
+            torch.manual_seed(0)
             model = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
     except WeightsError:
         raise

@@ -85,6 +85,15 @@ def test_models_of_other_families_load_their_own_weights(file, name):
     assert all(torch.equal(tensor, own[key]) for key, tensor in loaded.items())
 
 
+def test_weights_of_a_file_shift_no_stream_of_random_numbers(file, state):
+    path = file(state)
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    TimmTrunk("test_resnet", pretrained=path)
+    assert torch.equal(torch.rand(2), expected)
+
+
 def test_what_fits_is_taken_on_purpose(file, caplog):
     other = {n: t for n, t in sibling().items() if "layer3.0.conv1" not in n}
     trunk = TimmTrunk("test_resnet", pretrained=file(other), strict=False)
