@@ -64,6 +64,7 @@ class ImageFiles:
     Attributes:
         paths: File of each image; N of them.
         rows: Position of each image among the arguments; (N,), int64.
+        num_left_out: Arguments that are no image, because the file was listed before.
         exif: `apply` to rotate images as their EXIF orientation says, before any is read; otherwise `ignore`.
 
     Raises:
@@ -99,6 +100,7 @@ class ImageFiles:
                 "%s images are listed again in their class and left out, each counts once (first: %s)",
                 f"{len(again):,}", self.describe(again[0]),
             )  # fmt: skip
+        self.num_left_out = len(again)
         self.rows: NDArray[np.int64] = np.unique(first)
         kept = self.rows.tolist()
         self.paths = [self.paths[row] for row in kept]

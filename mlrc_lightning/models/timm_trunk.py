@@ -69,7 +69,8 @@ def _create(name: str, pretrained: bool | str, strict: bool):  # type: ignore[no
     loaded: list[dict[str, Tensor]] = []
 
     def load(module: nn.Module, state: Mapping[str, Tensor], *_: Any, **__: Any) -> Any:
-        classifiers = module.pretrained_cfg.get("classifier") or ()
+        config: Any = module.pretrained_cfg
+        classifiers = config.get("classifier") or ()
         heads = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
         fitting = fitting_weights(state, module.state_dict(), name, path, strict, heads)
         loaded.append(fitting)

@@ -159,7 +159,9 @@ class TrialData:
             test, found = self._test.cache.indices, self._test.cache.digests
         if found is not None:
             indices, digests = np.concatenate([indices, test]), [*digests, *found]
-        return check_contents(self.images, folds, indices, digests, self._settings.dataset.copies == "refuse")
+        counts = check_contents(self.images, folds, indices, digests, self._settings.dataset.copies == "refuse")
+        left_out = getattr(self.images, "num_left_out", 0)
+        return {**counts, **({"listed again and left out": left_out} if left_out else {})}
 
     def _check_pieces(self) -> None:
         """Builds once what needs no pixels: what cannot be built is known before hours of decoding."""

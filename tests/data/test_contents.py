@@ -72,6 +72,11 @@ def test_a_copy_within_its_class_is_reported_and_counted(photos, overrides, data
     assert data().description["copies"] == {"in its class": 1}
 
 
+def test_a_file_listed_again_is_counted_in_the_record(photos, data):
+    (photos / "class_09" / "again.png").symlink_to(photos / "class_09" / "0.png")
+    assert data().description["copies"] == {"listed again and left out": 1}
+
+
 def test_a_copy_in_another_part_of_the_split_is_refused(photos, data):
     for number in range(4, 12):
         pixels = np.random.default_rng([5, number]).integers(0, 256, (20, 20, 3), dtype=np.uint8)
