@@ -8,6 +8,7 @@ from mlrc_lightning.parallel.signals import end_on_stop_signals
 if __name__ == "__main__":
     end_on_stop_signals()  # the imports below take most of a second
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ prepare_hydra()
 def train(cfg: DictConfig) -> dict[str, list[float]]:
     """Runs the trial of one composed configuration; returns validation MAP@R of each fold, for the sweeper."""
     job = HydraConfig.get()
+    os.chdir(job.runtime.cwd)  # with hydra.job.chdir=true, caches and relative paths stay those of the command
     is_sweep_job = job.mode == RunMode.MULTIRUN
     folder = Path(job.runtime.output_dir)
     try:

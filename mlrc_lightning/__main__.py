@@ -20,6 +20,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare = commands.add_parser("prepare", help="extract, check and decode a dataset before the first run")
     prepare.add_argument("overrides", nargs="+", help="as for train.py: dataset=omniglot data_root=FOLDER …")
     prepare.add_argument("--config-dir", type=Path, help="your own YAML files, as for train.py")
+    prepare.add_argument("--verify", action="store_true", help="compare all images decoded before with their digests")
     status = commands.add_parser("status", help="where searches stand, also while they run")
     status.add_argument("folder", nargs="?", type=Path, default=Path("outputs"), help="searches in and below it")
     show = commands.add_parser("show", help="print the table of finished trials")
@@ -196,7 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
         if parsed.command == "prepare":
             from mlrc_lightning.cli.prepare import prepare
 
-            print(prepare(parsed.overrides, parsed.config_dir))
+            print(prepare(parsed.overrides, parsed.config_dir, parsed.verify))
         elif parsed.command == "status":
             # the plugin set is beside the package: called like any other program, and never imported
             sys.argv = ["status", "status", str(parsed.folder)]

@@ -23,9 +23,11 @@ class MlrcError(Exception):
     Attributes:
         is_usage_error: Whether repeating the job with other hyperparameters cannot help, so that a search
             stops at once instead of failing trial after trial. Entry points answer with exit code 2.
+        is_final: Whether the same job with the same seed would fail again, so that a search does not repeat it.
     """
 
     is_usage_error = True
+    is_final = False
 
 
 class ConfigError(MlrcError):
@@ -60,6 +62,7 @@ class NonFiniteError(MlrcError):
     """A loss, a weight or an embedding is NaN or infinite: this trial failed, another may not."""
 
     is_usage_error = False
+    is_final = True
 
 
 class FoldError(MlrcError):

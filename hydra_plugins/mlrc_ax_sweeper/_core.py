@@ -337,7 +337,7 @@ class Search:
         if result.was_cut_off:
             why["keeps_job"] = True
         self._append("job_failed", {**where, **why, "time": _now()})
-        if trial.failures[replicate] <= self.problem.settings.retries:
+        if trial.failures[replicate] <= self.problem.settings.retries and not result.is_final:
             log.info("Trial %d is tried again", trial.index)
             return
         if trial.status == "open":

@@ -59,6 +59,11 @@ class JobResult:
         return state if isinstance(state, str) else None
 
     @property
+    def is_final(self) -> bool:
+        """Whether the job says that it would fail in the same way again."""
+        return getattr(self.exception, "is_final", False) is True
+
+    @property
     def was_cut_off(self) -> bool:
         """Whether the job ended by none of its task's doing; it may then go on where it was."""
         return self.state in _CUT_OFF

@@ -111,6 +111,7 @@ def portable(returned: JobReturn) -> JobReturn:
         if not _survives_pickling(value):
             replaced = JobFailedError(f"{type(value).__name__}: {value}")
             replaced.is_usage_error = bool(getattr(value, "is_usage_error", False))  # type: ignore[attr-defined]
+            replaced.is_final = getattr(value, "is_final", False) is True  # type: ignore[attr-defined]
             value = replaced
         returned._return_value = _WithTraceback(value, text)
     elif not _survives_pickling(value):

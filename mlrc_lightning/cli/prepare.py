@@ -23,12 +23,13 @@ from mlrc_lightning.settings.resolvers import register_resolvers
 log = logging.getLogger(__name__)
 
 
-def prepare(overrides: Sequence[str], config_dir: Path | None = None) -> str:
+def prepare(overrides: Sequence[str], config_dir: Path | None = None, verify: bool = False) -> str:
     """Prepares the dataset of a configuration, both halves of it.
 
     Args:
         overrides: As for train.py: `dataset=cub200 dataset.download=true`.
         config_dir: A folder of the user's own YAML files, as train.py's `--config-dir`.
+        verify: Whether every image that was decoded before is compared with its digest.
 
     Returns:
         What is there now, in a sentence.
@@ -47,13 +48,19 @@ def prepare(overrides: Sequence[str], config_dir: Path | None = None) -> str:
     target = settings.dataset.images
     if hasattr(get_class(target["_target_"]), "prepare"):
         build({**target, "_target_": f"{target['_target_']}.prepare"}, "dataset.images")
-    data = TrialData(dataclasses.replace(settings, stage="train"), needs_cache=True)
+    data = TrialData(dataclasses.replace(settings, stage="train"), needs_cache=True, checks_all=verify)
     index, digest = _write_index(data)
     return (
         f"{settings.dataset.name}: {len(data.images.labels):,} images of {data.num_classes:,} classes, all decoded;"
-        f" {len(data.trainval.cache.indices):,} to train and validate on, {len(data.test.cache.indices):,} to test on."
-        f" Listed in {index} (sha256 {digest[:12]})"
+        f" {len(data.trainval.cache.indices):,} to train and validate on, {len(data.test.cache.indices):,} to test on"
+        f"{_copies(data)} Listed in {index} (sha256 {digest[:12]})"
     )
+
+
+def _copies(data: TrialData) -> str:
+    copies = data.description.get("copies", {})
+    counts = ", ".join(f"{number:,} {where}" for where, number in copies.items())
+    return f". With the pixels of an earlier image: {counts}." if counts else "."
 
 
 def _write_index(data: TrialData) -> tuple[Path, str]:
@@ -63,13 +70,11 @@ def _write_index(data: TrialData) -> tuple[Path, str]:
     """
     rows: list[tuple[int, str, str, str, int, int, str]] = []
     for half, cache in (("trainval", data.trainval.cache), ("test", data.test.cache)):
-        pixels = cache.open()
-        for index in cache.indices.tolist():
-            image = cache.image(pixels, index)
+        assert isinstance(cache, CachedImages)  # it was needed
+        for index, shape, digest in zip(cache.indices.tolist(), cache.shapes.tolist(), cache.digests, strict=True):
             label = data.images.class_names[data.images.labels[index]]
-            digest = hashlib.sha256(image.tobytes()).hexdigest()
-            rows.append((index, half, label, data.images.describe(index), image.shape[0], image.shape[1], digest))
-    assert isinstance(data.trainval.cache, CachedImages)  # it was needed
+            rows.append((index, half, label, data.images.describe(index), shape[0], shape[1], digest))
+    assert isinstance(data.trainval.cache, CachedImages)
     path = data.trainval.cache.file.parent / "index.csv"
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:

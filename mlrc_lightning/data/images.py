@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,9 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from mlrc_lightning.data.colour import to_rgb
+from mlrc_lightning.data.copies import file_identities, first_of_each
+from mlrc_lightning.data.labels import report_lookalikes
 from mlrc_lightning.errors import DatasetError, ImageError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+log = logging.getLogger(__name__)
 
 
 class LabeledImages(Protocol):
@@ -46,13 +50,26 @@ class LabeledImages(Protocol):
 
 
 class ImageFiles:
-    """Images in files, decoded by Pillow and converted to RGB (grey and CMYK ones too).
+    """Images in files, decoded by Pillow and converted to RGB as `colour.to_rgb` does.
+
+    A file counts once, under whatever names it is listed: where it is listed again in its class, the first row stays.
 
     Args:
-        paths: File of each image; N of them.
+        paths: File of each image.
         labels: Label of each image; integers sort numerically, strings alphabetically.
         root: Folder that messages and digests name files by.
         own_split: What the dataset says of each image: one of `splits.OWN_SPLIT_WORDS`; None: nothing.
+        names: Name of each image's class; None: its label.
+
+    Attributes:
+        paths: File of each image; N of them.
+        rows: Position of each image among the arguments; (N,), int64.
+        num_left_out: Arguments that are no image, because the file was listed before.
+        exif: `apply` to rotate images as their EXIF orientation says, before any is read; otherwise `ignore`.
+
+    Raises:
+        DatasetError: A file is in two classes or in two parts of the dataset's own split, a class has two names, or
+            labels are neither all integers nor all strings.
     """
 
     def __init__(
@@ -61,28 +78,71 @@ class ImageFiles:
         labels: Sequence[int] | Sequence[str],
         root: Path,
         own_split: Sequence[str] | None = None,
+        names: Sequence[str] | None = None,
     ) -> None:
+        if not (all(isinstance(label, str) for label in labels) or all(_is_integer(label) for label in labels)):
+            kinds = ", ".join(sorted({type(label).__name__ for label in labels}))
+            raise DatasetError(f"{root}: expected labels that are all integers or all strings, found {kinds}.")
         distinct: list[int | str] = sorted(set(labels))
+        report_lookalikes([label for label in distinct if isinstance(label, str)])
         position = {label: number for number, label in enumerate(distinct)}
-        self.paths = list(paths)
+        self.exif = "ignore"
         self.root = root
         self._prefix = "" if root == Path() else os.path.join(root, "")
-        self.own_split = own_split
-        self.labels = np.array([position[label] for label in labels], dtype=np.int64)
+        self.paths = list(paths)
+        first = first_of_each(file_identities(self.paths))
+        again = np.flatnonzero(first != np.arange(len(first))).tolist()
+        self._require_one("class", [str(label) for label in labels], first, again)
+        if own_split is not None:
+            self._require_one("part of the dataset's own split", own_split, first, again)
+        if again:
+            log.warning(
+                "%s images are listed again in their class and left out, each counts once (first: %s)",
+                f"{len(again):,}", self.describe(again[0]),
+            )  # fmt: skip
+        self.num_left_out = len(again)
+        self.rows: NDArray[np.int64] = np.unique(first)
+        kept = self.rows.tolist()
+        self.paths = [self.paths[row] for row in kept]
+        self.own_split = None if own_split is None else [own_split[row] for row in kept]
+        self.labels = np.array([position[labels[row]] for row in kept], dtype=np.int64)
         self.class_names = [str(label) for label in distinct]
+        if names is not None:
+            self._name_classes([names[row] for row in kept])
+
+    def _require_one(self, what: str, values: Sequence[str], first: NDArray[np.int64], again: Sequence[int]) -> None:
+        differing = [row for row in again if values[row] != values[first[row]]]
+        if differing:
+            row = differing[0]
+            more = f" (and {len(differing) - 1:,} more)" if len(differing) > 1 else ""
+            raise DatasetError(
+                f"{self.root}: expected each image in one {what}, found the same file in {values[first[row]]} as"
+                f" {self.describe(int(first[row]))} and in {values[row]} as {self.describe(row)}{more}."
+                " A model that knows an image is not tested by it: list the image once."
+            )
+
+    def _name_classes(self, names: Sequence[str]) -> None:
+        name_of: dict[int, str] = {}
+        for label, name in zip(self.labels.tolist(), names, strict=True):
+            if name_of.setdefault(label, name) != name:
+                raise DatasetError(
+                    f"{self.root}: expected one name of class {self.class_names[label]}, found {name_of[label]!r} and"
+                    f" {name!r}."
+                )
+        self.class_names = [name_of[label] for label in range(len(self.class_names))]
 
     def read(self, index: int) -> Image.Image:
         """Returns one image in RGB.
 
         Raises:
-            ImageError: The file is missing, empty, truncated or not an image.
+            ImageError: The file is missing, empty, truncated or not an image, or the range of its values is not known.
         """
         path = self.paths[index]
         try:
             if path.stat().st_size == 0:
                 raise ImageError(f"{path}: expected an image, found a file of 0 bytes.")
             with Image.open(path) as image:
-                return image.convert("RGB")
+                return to_rgb(image, self.exif)
         except FileNotFoundError:
             raise ImageError(f"{path}: expected an image, found no file.") from None
         except (
@@ -101,7 +161,7 @@ class ImageFiles:
 
     def fingerprint(self, indices: NDArray[np.int64]) -> str:
         """Returns a digest of names, labels, sizes and modification times; no file is opened."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(b"" if self.exif == "ignore" else self.exif.encode())
         for index in indices.tolist():
             try:
                 status = os.stat(self.paths[index])
@@ -112,11 +172,8 @@ class ImageFiles:
         return digest.hexdigest()
 
 
-def image_files_in(folder: Path) -> list[Path]:
-    """Returns the image files directly in a folder, sorted by name; hidden ones are left out."""
-    return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
-    )
+def _is_integer(label: object) -> bool:
+    return isinstance(label, int | np.integer) and not isinstance(label, bool)
 
 
 def require_folder(root: Path, what: str, to_do: str) -> None:
@@ -189,5 +246,6 @@ def check_classes(images: LabeledImages, min_images_per_class: int) -> None:
         raise DatasetError(
             f"Expected at least {min_images_per_class} images in every class, found fewer in {len(names)}:"
             f" {', '.join(names[:5])}{', …' if len(names) > 5 else ''}. A single image has no other to retrieve:"
-            " remove the class, add images, or set dataset.min_images_per_class=1 to keep it as a distractor."
+            " add images, list the dataset without the class, or set"
+            " dataset.min_images_per_class=1 to keep it as a distractor."
         )

@@ -8,7 +8,6 @@ import warnings
 import mlrc_lightning._torchvision  # noqa: F401
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
@@ -16,6 +15,7 @@ from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_s
 from torch import Tensor
 
 from mlrc_lightning.errors import NonFiniteError
+from mlrc_lightning.metrics.units import unit_rows
 
 CLUSTERING_METRICS = ("NMI", "AMI")
 KMEANS_ITERATIONS = 20
@@ -42,7 +42,7 @@ def clustering_metrics(embeddings: Tensor, labels: Tensor, seed: int) -> dict[st
 
     Source: pytorch-metric-learning AccuracyCalculator; docs/protocol.md, §1.7.
     """
-    units = torch.nn.functional.normalize(embeddings.detach().double(), dim=1).float().cpu().numpy()
+    units = unit_rows(embeddings.detach().double()).float().cpu().numpy()
     if not np.isfinite(units).all():
         raise NonFiniteError("Expected finite embeddings to cluster, found NaN or infinity. The model diverged.")
     classes = labels.cpu().numpy()

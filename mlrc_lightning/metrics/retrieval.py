@@ -20,10 +20,10 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from mlrc_lightning.errors import DatasetError, NonFiniteError
 from mlrc_lightning.metrics.functional import average_precision_at_r, precision_at_1, r_precision
+from mlrc_lightning.metrics.units import unit_rows
 
 METRICS = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
 """Names of the metrics, in the order of the paper's tables."""
@@ -365,7 +365,7 @@ def _full_float32() -> Iterator[None]:
 
 
 def _units(embeddings: Tensor) -> Tensor:
-    return normalize(embeddings.double(), dim=1)
+    return unit_rows(embeddings.double())
 
 
 def _mean_squared_distance_to_mean(embeddings: Tensor) -> float:

@@ -14,6 +14,7 @@ from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, max_pool2d, rel
 from mlrc_lightning.data.download import RemoteFile, download
 from mlrc_lightning.errors import ConfigError, DownloadError, WeightsError
 from mlrc_lightning.models.trunk import Normalization, Trunk
+from mlrc_lightning.models.weights import fitting_weights
 
 WEIGHTS = (
     RemoteFile(
@@ -31,8 +32,6 @@ WEIGHTS = (
     ),
 )
 """The paper's file, then an earlier one of the same weights; their names hold the start of their digests."""
-
-_CLASSIFIERS = ("last_linear.", "fc.")  # of the first file and of the second
 
 
 class _Block(NamedTuple):
@@ -82,6 +81,7 @@ class BNInception(Trunk):
     Args:
         pretrained: True: the published ImageNet weights, downloaded once into torch's hub folder; False: random;
             a path: weights in a local .pth or .safetensors file.
+        strict: Whether a file must have all weights and nothing else but a classifier.
 
     Raises:
         WeightsError: The weights cannot be had, or do not fit.
@@ -90,7 +90,7 @@ class BNInception(Trunk):
     gradients the tests compare with; docs/protocol.md, §1.1.
     """
 
-    def __init__(self, pretrained: bool | str) -> None:
+    def __init__(self, pretrained: bool | str, strict: bool = True) -> None:
         super().__init__(Normalization(mean=(104.0, 117.0, 128.0), std=(1.0, 1.0, 1.0), value_range=255.0, is_bgr=True))
         self._add_unit("conv1_7x7_s2", 3, 64, kernel_size=7, stride=2)
         self._add_unit("conv2_3x3_reduce", 64, 64, kernel_size=1)
@@ -108,7 +108,7 @@ class BNInception(Trunk):
                 self._add_unit(f"{name}_pool_proj", block.inputs, block.projection, kernel_size=1)
         self.num_features = _BLOCKS[-1].outputs
         if pretrained is not False:
-            self._load_pretrained(pretrained)
+            self._load_pretrained(pretrained, strict)
 
     def features(self, images: Tensor) -> Tensor:
         """Computes globally pooled features; (B, 3, H, W) → (B, 1024).
@@ -154,17 +154,10 @@ class BNInception(Trunk):
         """Convolution, BatchNorm, ReLU."""
         return relu(self._modules[f"{name}_bn"](self._modules[name](x)), inplace=True)  # type: ignore[misc]
 
-    def _load_pretrained(self, pretrained: bool | str) -> None:
+    def _load_pretrained(self, pretrained: bool | str, strict: bool) -> None:
         path = _published_weights() if pretrained is True else Path(str(pretrained))
-        state = _without_classifier(_read(path))
-        try:
-            self.load_state_dict(state, strict=True)
-        except RuntimeError as error:
-            differences = " ".join(str(error).split())  # a line for each of several hundred tensors
-            raise WeightsError(
-                f"trunk.pretrained: expected weights of BN-Inception in {path}, found others ({differences[:300]} …)."
-                " Is it a file of another model?"
-            ) from error
+        state = _as_vectors(_read(path))
+        self.load_state_dict(fitting_weights(state, self.state_dict(), "BN-Inception", path, strict), strict=False)
 
 
 def _published_weights() -> Path:
@@ -200,13 +193,12 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     return state
 
 
-def _without_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Drops the classifier, and the leading axis of length 1 that BatchNorm vectors of old files have.
+def _as_vectors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Drops the leading axis of length 1 that BatchNorm vectors of old files have.
 
     Source: github.com/yjxiong/tsn-pytorch, issues 62, 74 and 104.
     """
-    kept = {name: tensor for name, tensor in state.items() if not name.startswith(_CLASSIFIERS)}
     return {
         name: tensor.squeeze(0) if tensor.ndim == 2 and tensor.shape[0] == 1 else tensor
-        for name, tensor in kept.items()
+        for name, tensor in state.items()
     }

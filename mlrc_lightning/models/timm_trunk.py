@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import mlrc_lightning._torchvision  # noqa: F401
 
 import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mlrc_lightning.errors import ConfigError, WeightsError
 from mlrc_lightning.models.trunk import Normalization, Trunk
+from mlrc_lightning.models.weights import fitting_weights
 from mlrc_lightning.reading import suggestion
 
 
@@ -21,19 +25,20 @@ class TimmTrunk(Trunk):
     Args:
         name: timm's name of the model, with or without a pretrained tag.
         pretrained: True: timm's own weights, downloaded once; False: random; a path: weights in a local file.
+        strict: Whether a local file must have all weights of the model and nothing else but a head.
 
     Raises:
         ConfigError: timm knows no such model.
         WeightsError: The weights cannot be had, or do not fit the model.
     """
 
-    def __init__(self, name: str, pretrained: bool | str) -> None:
+    def __init__(self, name: str, pretrained: bool | str, strict: bool = True) -> None:
         if not timm.is_model(name):
             raise ConfigError(
                 f"trunk.name={name}: timm {timm.__version__} has no such model."
                 f"{suggestion(name, timm.list_models(f'*{name[:4]}*') or timm.list_models())[:400]}"
             )
-        model = _create(name, pretrained)
+        model = _create(name, pretrained, strict)
         config = model.pretrained_cfg
         super().__init__(Normalization(mean=tuple(config["mean"]), std=tuple(config["std"])))
         self.model = model
@@ -46,7 +51,7 @@ class TimmTrunk(Trunk):
         return features
 
 
-def _create(name: str, pretrained: bool | str):  # type: ignore[no-untyped-def]  # timm is untyped
+def _create(name: str, pretrained: bool | str, strict: bool):  # type: ignore[no-untyped-def]  # timm is untyped
     if not isinstance(pretrained, str):
         try:
             return timm.create_model(name, pretrained=pretrained, num_classes=0)
@@ -61,21 +66,29 @@ def _create(name: str, pretrained: bool | str):  # type: ignore[no-untyped-def] 
     if not path.is_file():
         raise WeightsError(f"trunk.pretrained: expected a weight file at {path}, found none.")
     overlay = {"file": str(path), "custom_load": False}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        random = dict(timm.create_model(name, pretrained=False, num_classes=0).named_parameters())
-        torch.manual_seed(0)
-        try:
+    loaded: list[dict[str, Tensor]] = []
+
+    def load(module: nn.Module, state: Mapping[str, Tensor], *_: Any, **__: Any) -> Any:
+        config: Any = module.pretrained_cfg
+        classifiers = config.get("classifier") or ()
+        heads = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
+        fitting = fitting_weights(state, module.state_dict(), name, path, strict, heads)
+        loaded.append(fitting)
+        return load_state_dict(module, fitting, strict=False)
+
+    load_state_dict = nn.Module.load_state_dict
+    try:
+        # timm reads the file and renames its tensors by a filter of each model; then it loads what it can in silence
+        # what a file replaces draws no numbers from the stream that the embedder's weights come from
+        with torch.random.fork_rng(devices=[]), patch.object(nn.Module, "load_state_dict", load):
+            torch.manual_seed(0)
             model = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
-        except Exception as error:  # safetensors, pickle and shape errors have no common base
-            raise WeightsError(
-                f"trunk.pretrained: expected weights of {name} in {path}, found a file that does not fit ({error})."
-            ) from error
-    # timm loads what it can and warns about the rest; a weight that kept its random start was not in the file
-    missing = [key for key, weight in model.named_parameters() if weight.ndim > 1 and torch.equal(weight, random[key])]
-    if missing:
+    except WeightsError:
+        raise
+    except Exception as error:  # safetensors, pickle and shape errors have no common base
         raise WeightsError(
-            f"trunk.pretrained: expected weights of {name} in {path}, found none for {len(missing)} of its tensors"
-            f" (first: {missing[0]}). Is it a file of another model?"
-        )
+            f"trunk.pretrained: expected weights of {name} in {path}, found a file that does not fit ({error})."
+        ) from error
+    if not loaded:
+        raise WeightsError(f"trunk.pretrained: expected weights of {name} in {path}, found none that timm loads.")
     return model

@@ -9,8 +9,10 @@ import logging
 import random
 import shutil
 import warnings
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import mlrc_lightning._torchvision  # noqa: F401
@@ -25,19 +27,23 @@ from numpy.typing import NDArray
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.loops.progress import _ProcessedTracker
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import nn
+from torch.nn.functional import normalize
 
 from mlrc_lightning.data.augment import TrainTransform
-from mlrc_lightning.data.cache import CachedImages, Half, ResizedImages, cached_images, uncached_images
-from mlrc_lightning.data.images import LabeledImages, check_classes
+from mlrc_lightning.data.cache import CachedImages, Half, ResizedImages, cached_images, stored_digests, uncached_images
+from mlrc_lightning.data.contents import check_contents
+from mlrc_lightning.data.images import ImageFiles, LabeledImages, check_classes
 from mlrc_lightning.data.sampling import Batches
 from mlrc_lightning.data.splits import FoldSplit, Indices, Splitter, checked_folds, trainval_images
 from mlrc_lightning.errors import ConfigError, DiskFullError, MlrcError
 from mlrc_lightning.models.folder import file_digest
 from mlrc_lightning.models.frozen import FrozenTrunk
 from mlrc_lightning.models.trunk import Trunk
+from mlrc_lightning.names import UNTRAINED
 from mlrc_lightning.parallel.collectives import is_distributed, world_size
-from mlrc_lightning.settings.identity import is_the_papers_split
+from mlrc_lightning.settings.identity import dataset_deviations, is_the_papers_split
 from mlrc_lightning.settings.types import CUDA_GRAPHS, Target, TrialSettings
 from mlrc_lightning.training.datamodule import FoldDataModule, Pixels, ResidentPixels
 from mlrc_lightning.training.features import CachedFeatures, cached_features
@@ -59,6 +65,7 @@ class TrialData:
     Args:
         settings: Of the trial; its stage decides whether test images can be reached at all.
         needs_cache: Whether a disk without room is an error.
+        checks_all: Whether every decoded image is compared with its digest, and not some.
 
     Attributes:
         images: The dataset.
@@ -74,10 +81,14 @@ class TrialData:
         ConfigError: The augmentation is not installed, or there is nothing to keep on the device.
     """
 
-    def __init__(self, settings: TrialSettings, *, needs_cache: bool = False) -> None:
+    def __init__(self, settings: TrialSettings, *, needs_cache: bool = False, checks_all: bool = False) -> None:
         self._settings = settings
-        self._needs_cache = needs_cache
+        self._needs_cache, self._checks_all = needs_cache, checks_all
         self.images: LabeledImages = build(settings.dataset.images, "dataset.images")
+        if settings.dataset.exif != "ignore":
+            if not isinstance(self.images, ImageFiles):
+                raise ConfigError(f"dataset.exif={settings.dataset.exif}: expected a dataset of image files.")
+            self.images.exif = settings.dataset.exif
         self.num_classes = len(self.images.class_names)
         check_classes(self.images, settings.dataset.min_images_per_class)
         splitter: Splitter = build(settings.split.splitter, "split.splitter")
@@ -85,8 +96,10 @@ class TrialData:
         all_folds = checked_folds(all_folds, settings.split.num_folds)
         self.splits = {fold: all_folds[fold] for fold in settings.folds}
         self.test_queries = all_folds[0].queries
+        self._checks = [] if needs_cache else [lambda: self._build_once(all_folds[0])]
         self.trainval = self._pixels("trainval", trainval_images(all_folds))
         self._test = self._pixels("test", all_folds[0].test) if settings.opens_test_classes else None
+        copies = self._copies(all_folds)
         self.resident = self._on_the_device() if settings.trainer.resident_cache else None
         self.description = {
             "name": settings.dataset.name,
@@ -95,6 +108,8 @@ class TrialData:
             "num_trainval_images": len(self.trainval.cache.indices),
             "trainval_fingerprint": self.images.fingerprint(self.trainval.cache.indices),
         }
+        if copies:
+            self.description["copies"] = copies
         if self.trainval.features is not None:
             self.description["frozen_features"] = self.trainval.features.description()
         halves = {"trainval": self.trainval, **({} if self._test is None else {"test": self._test})}
@@ -132,25 +147,70 @@ class TrialData:
             )
         return self._test
 
-    def _pixels(self, half: Half, indices: Indices) -> Pixels:
+    def _copies(self, folds: Sequence[FoldSplit]) -> dict[str, int]:
+        """Counts images with the same pixels; in a search those of test by their digests alone, where there are any."""
+        indices, digests = self.trainval.cache.indices, list(self.trainval.cache.digests)
+        test = folds[0].test
+        if self._test is None:
+            found = stored_digests(
+                self.images, test, self._settings.transform.resize, self._cache_folder, "test"
+            )  # by an earlier `prepare` or test
+        else:
+            test, found = self._test.cache.indices, self._test.cache.digests
+        if found is not None:
+            indices, digests = np.concatenate([indices, test]), [*digests, *found]
+        counts = check_contents(self.images, folds, indices, digests, self._settings.dataset.copies == "refuse")
+        left_out = getattr(self.images, "num_left_out", 0)
+        return {**counts, **({"listed again and left out": left_out} if left_out else {})}
+
+    def _check_pieces(self) -> None:
+        """Builds once what needs no pixels: what cannot be built is known before hours of decoding."""
+        while self._checks:
+            self._checks.pop()()
+
+    def _build_once(self, split: FoldSplit) -> None:
+        settings = self._settings
+        states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+        train_transform(settings)
+        num_features = self.trunk.num_features if settings.trunk.frozen else None
+        num_classes = None if settings.stage == UNTRAINED else len(split.classes("train"))
+        module = build_module(settings, split.fold, num_classes, num_features)
+        if num_classes is not None:
+            _try_a_step(settings, module, split)
+        with TemporaryDirectory() as folder:
+            build_logger(settings, Path(folder) / "logs")
+            build_trainer(settings, Path(folder))
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])
+
+    @property
+    def _cache_folder(self) -> Path:
         # other arguments of the same dataset, and another split, are another cache: two runs never replace each
         # other's, and no trainval cache of one split can hold what another tests on
-        settings, resize = self._settings, self._settings.transform.resize
+        settings = self._settings
         images = {name: value for name, value in settings.dataset.images.items() if name not in _ORIGINS}
+        images |= dataset_deviations(dataclasses.asdict(settings.dataset))
         decides = (
             images if is_the_papers_split(dataclasses.asdict(settings.split)) else [images, settings.split.splitter]
         )
         arguments = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
-        folder = Path(settings.data_root) / "cache" / settings.dataset.name / f"{resize}-{arguments}"
+        return Path(settings.data_root) / "cache" / settings.dataset.name / f"{settings.transform.resize}-{arguments}"
+
+    def _pixels(self, half: Half, indices: Indices) -> Pixels:
+        settings, resize, folder = self._settings, self._settings.transform.resize, self._cache_folder
         cache: ResizedImages
         try:
             needs_cache = self._needs_cache or settings.trunk.frozen
-            cache = cached_images(self.images, indices, resize, folder, half, tries_again=needs_cache)
+            cache = cached_images(
+                self.images, indices, resize, folder, half,
+                tries_again=needs_cache, checks_all=self._checks_all, before=self._check_pieces,
+            )  # fmt: skip
         except DiskFullError as error:
             if needs_cache:
                 raise
             log.warning("%s Until then images are decoded whenever they are needed: same pixels, more time.", error)
-            cache = uncached_images(self.images, indices, resize, folder, half)
+            cache = uncached_images(self.images, indices, resize, folder, half, self._check_pieces)
         features = None
         if settings.trunk.frozen:
             assert isinstance(cache, CachedImages)
@@ -223,8 +283,56 @@ def trunk_key(settings: TrialSettings) -> dict[str, Any]:
     model = {
         name: file_digest(Path(value)) if is_file and value == pretrained else value
         for name, value in settings.trunk.model.items()
+        if (name, value) != ("strict", True)
     }
     return {"name": settings.trunk.name, "model": model}
+
+
+_TRIED_BATCHES = 8
+"""Batches among which a loss of pairs must find one with both kinds of pairs."""
+
+
+def _try_a_step(settings: TrialSettings, module: EmbeddingModule, split: FoldSplit) -> None:
+    """Takes loss, optimizer and schedulers of a module through one step on random embeddings.
+
+    Args:
+        settings: Of the trial.
+        module: Is changed, and of no use any more.
+        split: Of the fold.
+
+    Raises:
+        ConfigError: One of them cannot be computed, or no batch has what the loss compares.
+    """
+    batches = build_sampler(settings, split.fold)(split.labels[split.train], split.train)
+    position = {label: number for number, label in enumerate(split.classes("train"))}
+    labels = [
+        torch.tensor([position[int(split.labels[index])] for index in batches.batch(number)])
+        for number in range(_TRIED_BATCHES)
+    ]
+    objective = module.objective
+    assert objective is not None
+    of_classes = any(parameter.ndim > 1 for parameter in objective.loss.parameters())
+    compares_images = isinstance(objective.loss, BaseMetricLossFunction) and not of_classes
+    if compares_images and not any(1 < len(set(of_batch.tolist())) < len(of_batch) for of_batch in labels):
+        raise ConfigError(
+            f"loss={settings.loss.name}: expected batches with images of one class and of others, which the loss"
+            f" compares, found none with batch_size={settings.batch_size}, loss.samples_per_class="
+            f"{settings.loss.samples_per_class} and {len(position)} training classes. Such a training learns"
+            " nothing: change one of them."
+        )
+    embeddings = torch.randn(len(labels[0]), settings.embedder.embedding_size).requires_grad_()
+    path = "loss"
+    try:
+        objective(normalize(embeddings, dim=1), labels[0]).backward()
+        path = "optimizer or scheduler"
+        module.configure_optimizers().step()
+        for name, scheduler in module.schedulers.items():
+            is_plateau = (getattr(settings.scheduler, name) or {}).get("interval") == "plateau"
+            scheduler.step(*([0.0] if is_plateau else []))
+    except MlrcError:
+        raise
+    except Exception as error:  # whatever a class makes of a value that it did not expect
+        raise ConfigError(f"{path}: cannot take a step with these settings: {error}") from error
 
 
 def train_transform(settings: TrialSettings) -> TrainTransform:
@@ -370,7 +478,7 @@ def build_trainer(settings: TrialSettings, folder: Path, **arguments: Any) -> pl
         if hardware.compile == CUDA_GRAPHS and trainer.strategy.root_device.type != "cuda":
             raise ValueError(f"compile={CUDA_GRAPHS} captures what a CUDA device does; take false or true")
         return trainer
-    except (MisconfigurationException, ValueError) as error:
+    except (MisconfigurationException, ValueError, ImportError) as error:
         raise ConfigError(f"trainer: this machine cannot run {dataclasses.asdict(hardware)}: {error}") from error
 
 
@@ -387,27 +495,31 @@ def go_on_at(trainer: pl.Trainer, datamodule: FoldDataModule, epoch: int, batch:
     datamodule.batches.start_at(epoch, batch)
 
 
-def build_datamodule(settings: TrialSettings, data: TrialData, split: FoldSplit) -> FoldDataModule:
-    """Builds the batches of one fold."""
-    seed = _stream(settings.seed, split.fold, "batches")
+def build_sampler(settings: TrialSettings, fold: int) -> Callable[[NDArray[np.int64], NDArray[np.int64]], Batches]:
+    """Returns what makes the batches of a fold from (labels, indices) of its training images; both (N,), int64."""
+    facts = {
+        "samples_per_class": settings.loss.samples_per_class,
+        "batch_size": settings.batch_size,
+        "seed": _stream(settings.seed, fold, "batches"),
+    }
 
     def sampler(labels: NDArray[np.int64], indices: NDArray[np.int64]) -> Batches:
-        facts = {
-            "samples_per_class": settings.loss.samples_per_class,
-            "batch_size": settings.batch_size,
-            "seed": seed,
-        }
         made: Batches = build(settings.sampler, "sampler", labels, indices, **facts)
         return made
 
+    return sampler
+
+
+def build_datamodule(settings: TrialSettings, data: TrialData, split: FoldSplit) -> FoldDataModule:
+    """Builds the batches of one fold."""
     return FoldDataModule(
         pixels=data.trainval,
         split=split,
         transform=train_transform(settings),
-        sampler=sampler,
+        sampler=build_sampler(settings, split.fold),
         iterations_per_epoch=settings.schedule.iterations_per_epoch,
         evaluation_batch_size=settings.evaluation.batch_size,
-        seed=seed,
+        seed=_stream(settings.seed, split.fold, "batches"),
         num_workers=settings.trainer.num_workers,
         augmentation=settings.trainer.augmentation,
         resident=data.resident,

@@ -26,6 +26,7 @@ from mlrc_lightning.protocol.baselines import _baselines
 from mlrc_lightning.protocol.build import TrialData, build_module
 from mlrc_lightning.protocol.embed import _embed, _Found, _result, _test
 from mlrc_lightning.protocol.figure_inputs import MIN_PROJECTED, store_neighbors, store_projection
+from mlrc_lightning.reporting.doubts import doubts_of_fold
 from mlrc_lightning.results.queries import write_queries
 from mlrc_lightning.results.records import EvaluationResult, FoldResult
 from mlrc_lightning.settings.types import TrialSettings
@@ -65,6 +66,8 @@ def evaluate_on_test_classes(
     opened_at = now()
     modules = {fold.fold: load_module(settings, fold, folder, data.num_features) for fold in folds}
     result, queries, embeddings = _test(settings, data, modules, folder, opened_at, stop)
+    doubts = [f"fold {fold.fold}: {doubt}" for fold in folds for doubt in doubts_of_fold(fold)]
+    result = dataclasses.replace(result, notes=(*result.notes, *doubts))
     if rank() == 0:
         write_queries(folder / QUERIES_FILE, queries)
         if settings.stores_figure_inputs:

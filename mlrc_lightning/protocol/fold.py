@@ -26,6 +26,7 @@ from mlrc_lightning.protocol.build import (
 )
 from mlrc_lightning.protocol.embed import raise_if_stopped
 from mlrc_lightning.protocol.evaluation import trained_parts
+from mlrc_lightning.reporting.doubts import doubts_of_fold
 from mlrc_lightning.results.records import (
     FoldResult,
     read_json,
@@ -105,6 +106,8 @@ def _run_fold(settings: TrialSettings, data: TrialData, fold: int, folder: Path,
                 settings, fold, selected_epoch,
             )  # fmt: skip
     result = _fold_result(settings, data, split, checkpoint, kept, time.monotonic() - began, stop)
+    for doubt in doubts_of_fold(result):
+        log.warning("fold %d learned little or nothing: %s", fold, doubt)
     if is_writer:
         write_json(fold_folder / FOLD_FILE, result)
     wait_for_all()  # until all have read the weights, and the next fold finds this one finished

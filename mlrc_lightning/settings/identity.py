@@ -33,6 +33,8 @@ _EVALUATION_OPTIONS = {"check_untrained_accuracy": None, "clustering": False}
 """What changes the figures of `evaluation`, with the value that leaves them as they are."""
 _PLACES = ("root", "csv", "archive", "download", "mirrors")
 """Where a dataset lies, or comes from, does not change what it is."""
+_DATASET_OPTIONS = {"exif": "ignore"}
+"""What changes the pixels of a dataset, with the value that leaves them as they are."""
 _NOT_SETTINGS = ("sweep_name", "max_trials", "num_runs", "run_set", "output_root", "search_space", "hydra")
 
 
@@ -52,7 +54,8 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     values = {key: value for key, value in settings.items() if key not in (*_NOT_OF_THE_TRIAL, *_OPTIONS)}
     if settings["stage"] == UNTRAINED:
         del values["loss"]
-    dataset = {key: value for key, value in values["dataset"].items() if key not in _PLACES}
+    dataset = {key: value for key, value in values["dataset"].items() if key not in (*_PLACES, "copies")}
+    dataset = {key: value for key, value in dataset.items() if value != _DATASET_OPTIONS.get(key, ...)}
     dataset["images"] = {key: value for key, value in dataset["images"].items() if key not in _PLACES}
     if is_the_papers_split(values["split"]):
         del values["split"]
@@ -69,6 +72,11 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
             if settings["trainer"].get(name, neutral[0]) not in neutral
         },
     }
+
+
+def dataset_deviations(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options of a dataset that change its pixels, by key, where they are not as the protocol has them."""
+    return {key: dataset[key] for key, usual in _DATASET_OPTIONS.items() if dataset.get(key, usual) != usual}
 
 
 def is_the_papers_split(split: Mapping[str, Any]) -> bool:
@@ -110,9 +118,13 @@ def _protocols_sampler() -> Any:
 
 
 def _trunk(trunk: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the trunk's settings with a weight file named without its folder; not frozen, no word of views."""
+    """Returns the trunk's settings with a weight file named without its folder; what is as usual is left out."""
     if not trunk.get("frozen", False):
         trunk = {key: value for key, value in trunk.items() if key not in ("frozen", "views")}
+
+    if trunk.get("strict", True):
+        trunk = {key: value for key, value in trunk.items() if key != "strict"}
+        trunk["model"] = {key: value for key, value in trunk["model"].items() if key != "strict"}
 
     def short(value: Any) -> Any:
         return Path(value).name if isinstance(value, str) and "/" in value else value

@@ -23,6 +23,7 @@ from mlrc_lightning.settings.identity import (
     _digest,
     _identity_of,
     _trunk,
+    dataset_deviations,
     is_the_papers_split,
 )
 from mlrc_lightning.settings.paper import Optimum, published_optimum, search_space
@@ -67,7 +68,13 @@ def _protocol_id(*, _root_: DictConfig) -> str:
         deviations["check_untrained_accuracy"] = False
     dataset = _root_.dataset
     schedule = {k: "dataset" if k in dataset and dataset[k] == v else v for k, v in values["schedule"].items()}
-    values = {**values, **deviations, "schedule": schedule, "trunk": _trunk(values["trunk"])}
+    values = {
+        **values,
+        **deviations,
+        **dataset_deviations(dataset),
+        "schedule": schedule,
+        "trunk": _trunk(values["trunk"]),
+    }
     names = [PROTOCOL, *([FROZEN_PROXY] if "frozen" in values["trunk"] else []), values["trunk"]["name"]]
     split = _resolved(_root_, ["split"])["split"]
     if not is_the_papers_split(split):

@@ -21,6 +21,8 @@ RUN_STAGES = ("reproduce", UNTRAINED)
 """Stages of numbered runs, each with a seed of its own."""
 FROZEN_PROXY = "frozen_proxy"
 """In the name of the protocol of all that has a frozen trunk: no such result is one of the protocol."""
+EXIF = ("ignore", "apply")
+COPIES = ("refuse", "report")
 STRATEGIES = ("auto", "ddp")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 CUDA_GRAPHS = "cudagraphs"
@@ -41,7 +43,11 @@ _NUMBERS = ("alpha", "eps", "momentum", "weight_decay", "gamma", "factor", "star
 
 @dataclass(frozen=True)
 class DatasetSettings:
-    """One dataset: which images, and the protocol's numbers that depend on it (§1.3)."""
+    """One dataset: which images, and the protocol's numbers that depend on it (§1.3).
+
+    `exif` says whether images in files are rotated as their EXIF orientation says, `copies` whether the same pixels in
+    two classes, or in two of train, val and test, are refused or only reported.
+    """
 
     name: str
     images: Target
@@ -50,10 +56,14 @@ class DatasetSettings:
     save_interval: int
     patience: int | None
     paper_setting: str
+    exif: str = EXIF[0]
+    copies: str = COPIES[0]
 
     def __post_init__(self) -> None:
         require_name("dataset.name", self.name)
         _require_target("dataset.images", self.images)
+        _require_one_of("dataset.exif", EXIF, self.exif)
+        _require_one_of("dataset.copies", COPIES, self.copies)
         _require(self.min_images_per_class >= 1, "dataset.min_images_per_class", ">= 1", self.min_images_per_class)
 
 
@@ -126,6 +136,7 @@ class TrunkSettings:
         model: Its class.
         frozen: Compute its features once, and train embedder and loss alone: a proxy of the protocol, not the protocol.
         views: With `frozen`, augmented views of an image to train on.
+        strict: Whether a weight file must be the network's: every tensor, and nothing else but a head.
     """
 
     name: str
@@ -135,6 +146,7 @@ class TrunkSettings:
     model: Target
     frozen: bool = False  # older records have neither
     views: int = 8
+    strict: bool = True
 
     def __post_init__(self) -> None:
         _require_target("trunk.model", self.model)

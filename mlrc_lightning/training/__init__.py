@@ -5,6 +5,6 @@ from mlrc_lightning._lazy import lazy_names
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        ".losses": ("ProxyNCALoss", "SoftTripleLoss"),
+        ".losses": ("NTXentLoss", "ProxyNCALoss", "SoftTripleLoss"),
     },
 )

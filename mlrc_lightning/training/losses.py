@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import mlrc_lightning._torchvision  # noqa: F401
@@ -40,6 +41,33 @@ class ProxyNCALoss(losses.ProxyNCALoss):  # type: ignore[misc]
         own = log_probabilities.masked_fill(is_other, -torch.inf).logsumexp(dim=1)
         indices = torch.arange(len(query), device=query.device)
         return {"loss": {"losses": -own * weights, "indices": indices, "reduction_type": "element"}}
+
+
+class NTXentLoss(losses.NTXentLoss):  # type: ignore[misc]
+    """NTXent with the floor of pytorch-metric-learning up to 0.9.86, with which the paper was made.
+
+    The loss of a pair is -log(p + 1e-20). 2.9 adds the smallest float of its type instead. At the optimum on SOP, a
+    temperature of 0.00024, most pairs are less probable than either, and value and gradient are decided by the floor.
+    A pair far below it has no gradient.
+
+    Source: pytorch-metric-learning 0.9.86, losses/ntxent_loss.py; Sohn, NIPS 2016; PROTOCOL.md section 2.4.
+    """
+
+    FLOOR = 1e-20
+
+    def _compute_loss(self, pos_pairs: Tensor, neg_pairs: Tensor, indices_tuple: Any) -> dict[str, Any]:
+        """Returns the loss of each positive pair among the negatives of its anchor; (P,), (N,) → (P,)."""
+        anchors, positives, anchors_of_negatives, _ = indices_tuple
+        if len(anchors) == 0 or len(anchors_of_negatives) == 0:
+            zero: dict[str, Any] = self.zero_losses()
+            return zero
+        is_other = anchors.unsqueeze(1) != anchors_of_negatives
+        of_negatives = neg_pairs.expand(len(anchors), -1).masked_fill(is_other, -torch.inf)
+        logits = torch.cat([pos_pairs.unsqueeze(1), of_negatives], dim=1) / self.temperature
+        log_probability = log_softmax(logits, dim=1)[:, 0]
+        floor = torch.full_like(log_probability, math.log(self.FLOOR))
+        pair_losses = -torch.logaddexp(log_probability, floor)
+        return {"loss": {"losses": pair_losses, "indices": (anchors, positives), "reduction_type": "pos_pair"}}
 
 
 class SoftTripleLoss(losses.SoftTripleLoss):  # type: ignore[misc]

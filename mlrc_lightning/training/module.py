@@ -13,11 +13,11 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
-from torch.nn.functional import normalize
 from torch.optim import Optimizer
 
 from mlrc_lightning.errors import NonFiniteError
 from mlrc_lightning.metrics import RetrievalMetrics, clustering_metrics, retrieval_metrics
+from mlrc_lightning.metrics.units import unit_rows
 from mlrc_lightning.models.trunk import Trunk, freeze_batchnorm
 from mlrc_lightning.parallel.collectives import gather_in_order, gather_rows, of_rank_zero
 from mlrc_lightning.training.datamodule import EvaluationBatch, LabeledBatch
@@ -144,7 +144,7 @@ class EmbeddingModule(pl.LightningModule):
         """Embeds images; (B, 3, H, W) uint8 RGB → (B, E), float32, of length 1."""
         embeddings: Tensor = self.embedder(self.trunk(images.contiguous(memory_format=self._memory_format)))
         with torch.autocast(device_type=embeddings.device.type, enabled=False):
-            return normalize(embeddings.float(), dim=1)
+            return unit_rows(embeddings.float())
 
     def train(self, mode: bool = True) -> EmbeddingModule:
         """Sets the mode; the trunk's BatchNorm stays in eval mode where it is frozen."""

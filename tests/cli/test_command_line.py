@@ -253,3 +253,21 @@ def test_both_names_of_the_sweeper_carry_the_projects_settings(sweeper):
     done = run(f"hydra/sweeper={sweeper}", "--cfg", "hydra")
     assert "objective_name: mean_average_precision_at_r" in done.stdout
     assert "MLRCAxSweeper" in done.stdout
+
+
+def test_relative_paths_are_those_of_the_command_where_jobs_have_folders(tmp_path):
+    for label in range(8):
+        for number in range(3):
+            path = tmp_path / "photos" / f"class_{label}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (20, 20), (30 * label, 80 * number, 0)).save(path)
+    done = run(
+        "dataset=image_folder", "dataset.images.root=photos", "trunk=small_cnn", "transform.resize=20",
+        "transform.crop=16", "trainer=cpu", "schedule.max_epochs=1", "schedule.save_interval=1",
+        "schedule.iterations_per_epoch=1", "evaluation.baselines=false", "loss=triplet", "fold=0", "batch_size=8",
+        "hydra.job.chdir=true", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(list((tmp_path / "data" / "cache").rglob("*.uint8"))) == 2
+    (record,) = (tmp_path / "outputs").rglob("record.json")
+    assert not (record.parent / "data").exists()

@@ -77,7 +77,7 @@ def test_all_broken_images_are_counted_and_no_cache_is_left(image_folder, folder
     images = ImageFolder(str(image_folder))
     for index in (2, 9, 11):
         images.paths[index].write_bytes(b"")
-    message = r"class_00/2.jpg: expected an image.* So do 2 others. Replace or remove the files"
+    message = r"class_00/2.jpg: expected an image.* So do 2 others. Replace the files by what they should be"
     with pytest.raises(ImageError, match=message):
         cached_images(images, FIRST_HALF, 32, folder, "trainval")
     assert [path.name for path in folder.glob("*")] == ["trainval.lock"]

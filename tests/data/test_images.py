@@ -92,11 +92,11 @@ def test_missing_places_are_named(tmp_path):
         ImageCsv(str(tmp_path / "none.csv"))
     with pytest.raises(DatasetError, match="expected a folder at .*none, found nothing there"):
         ImageFolder(str(tmp_path / "none"))
-    with pytest.raises(DatasetError, match="found 0 folders and no image"):
+    with pytest.raises(DatasetError, match="expected class folders in .*, found none"):
         ImageFolder(str(tmp_path))
 
 
-@pytest.mark.parametrize("mode", ["L", "CMYK", "1", "P", "RGBA", "I;16"])
+@pytest.mark.parametrize("mode", ["L", "CMYK", "1", "P", "RGBA", "LA", "I;16"])
 def test_every_colour_mode_becomes_rgb(image_folder, mode):
     suffix = {"CMYK": "jpg", "L": "jpg"}.get(mode, "png")
     path = image_folder / "class_00" / f"z.{suffix}"

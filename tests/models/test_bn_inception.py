@@ -183,8 +183,8 @@ class Hostile:
         ("html", "a file that cannot be read"),
         ("hostile", "a file that cannot be read"),
         ("list", "expected a state dict of tensors"),
-        ("foreign", "expected weights of BN-Inception in .*found others"),
-        ("incomplete", "expected weights of BN-Inception in .*found others.*inception_5b_1x1.weight"),
+        ("foreign", "expected weights of BN-Inception in .*found tensors .*; 1 left over .x."),
+        ("incomplete", "expected weights of BN-Inception in .*found tensors 1 missing .inception_5b_1x1.weight."),
     ],
 )
 def test_files_that_are_no_such_weights_are_refused(tmp_path, content, message, capsys):

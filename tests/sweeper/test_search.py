@@ -105,6 +105,13 @@ def test_a_failing_job_is_retried_in_a_new_directory_and_counts_for_nothing(swee
     assert len(sweep.payloads("completed")) == 4
 
 
+def test_a_failure_that_is_final_is_not_repeated(sweep: Sweep) -> None:
+    sweep(*grid("hydra.sweeper.ax_config.max_trials=4", "behaviour=final_third", "hydra.sweeper.max_failures=2"))
+    assert [p["trial"] for p in sweep.payloads("started")] == [0, 1, 2, 3, 4]
+    assert [p["trial"] for p in sweep.payloads("failed")] == [2]
+    assert len(sweep.payloads("completed")) == 4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("behaviour", ["raise_above", "nan_above", "exit"])
 def test_failed_trials_have_a_reason_no_score_and_do_not_use_up_trials(sweep: Sweep, behaviour: str) -> None:

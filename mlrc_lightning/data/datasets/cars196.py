@@ -11,11 +11,15 @@ from scipy.io import loadmat
 
 from mlrc_lightning.data.download import Mirrors, provide
 from mlrc_lightning.data.images import ImageFiles, check_complete
+from mlrc_lightning.data.labels import is_integer
 from mlrc_lightning.errors import DatasetError
 
 NAME = "Cars196"
 NUM_IMAGES = 16_185
 NUM_CLASSES = 196
+_LABELED_TRAIN = "cars_train_annos.mat"
+_DEVKITS = ("devkit", "devkit/devkit", "car_devkit/devkit")
+_LABELED_TEST = "cars_test_annos_withlabels.mat"
 _PREPARE = "python -m mlrc_lightning prepare dataset=cars196"
 
 Table = tuple[list[Path], list[int]]
@@ -30,7 +34,7 @@ class Cars196(ImageFiles):
             `cars_annos.mat` and car_ims/*.jpg (the one that the paper used);
             `anno_train.csv`, `anno_test.csv`, `names.csv` and car_data/car_data/{train,test}/MODEL/*.jpg;
             devkit/`cars_train_annos.mat`, `cars_test_annos_withlabels.mat` (there or in devkit), cars_train/*.jpg and
-            cars_test/*.jpg.
+            cars_test/*.jpg. Kaggle has each of these folders in another one of its name (cars_train/cars_train).
         download: Whether to download and extract it first, where it is not there yet.
         mirrors: Where from.
 
@@ -54,7 +58,7 @@ class Cars196(ImageFiles):
         folder, layout = found
         paths, labels = layout.read(folder)
         super().__init__(paths, labels, root=folder)
-        to_do = f"Remove the images in {folder} and extract the archive again."
+        to_do = f"Extract the archive again, into another folder than {folder}."
         check_complete(self, NAME, NUM_IMAGES, NUM_CLASSES, to_do)
 
     @classmethod
@@ -77,16 +81,25 @@ class _Layout(NamedTuple):
 
 def _read_annos(folder: Path) -> Table:
     names, labels = _annotations(folder / "cars_annos.mat", "relative_im_path")
-    return [folder / name for name in names], labels
+    images = _innermost(folder / "car_ims")
+    return [images.parent / name for name in names], labels
+
+
+def _innermost(folder: Path) -> Path:
+    """Returns the folder of the same name in a folder, or the folder itself."""
+    inner = folder / folder.name
+    return inner if inner.is_dir() else folder
 
 
 def _read_devkit(folder: Path) -> Table:
-    test = "cars_test_annos_withlabels.mat"
-    test = test if (folder / test).exists() else f"devkit/{test}"
+    devkit = next(folder / name for name in _DEVKITS if (folder / name / _LABELED_TRAIN).exists())
+    test = folder / _LABELED_TEST
+    test = test if test.exists() else devkit / _LABELED_TEST
     paths, labels = [], []
-    for part, table in (("train", "devkit/cars_train_annos.mat"), ("test", test)):
-        names, ids = _annotations(folder / table, "fname")
-        paths += [folder / f"cars_{part}" / name for name in names]
+    for part, table in (("train", devkit / _LABELED_TRAIN), ("test", test)):
+        names, ids = _annotations(table, "fname")
+        images = _innermost(folder / f"cars_{part}")
+        paths += [images / name for name in names]
         labels += ids
     return paths, labels
 
@@ -99,7 +112,7 @@ def _read_class_folders(folder: Path) -> Table:
         table = folder / f"anno_{part}.csv"
         with table.open(newline="", encoding="utf-8") as file:
             for number, row in enumerate(csv.reader(file), start=1):
-                if len(row) != 6 or not row[5].strip().isdecimal() or not 1 <= int(row[5]) <= len(models):
+                if len(row) != 6 or not is_integer(row[5].strip()) or not 1 <= int(row[5]) <= len(models):
                     raise DatasetError(
                         f"{table}, line {number}: expected a file, four corners and a class id of 1 to {len(models)},"
                         f" found {','.join(row)!r}."
@@ -114,8 +127,9 @@ _LAYOUTS = (
     _Layout(("cars_annos.mat", "car_ims"), _read_annos),
     _Layout(("anno_train.csv", "anno_test.csv", "names.csv", "car_data"), _read_class_folders),
     *(
-        _Layout(("devkit/cars_train_annos.mat", test, "cars_train", "cars_test"), _read_devkit)
-        for test in ("cars_test_annos_withlabels.mat", "devkit/cars_test_annos_withlabels.mat")
+        _Layout((f"{devkit}/{_LABELED_TRAIN}", test, "cars_train", "cars_test"), _read_devkit)
+        for devkit in _DEVKITS
+        for test in (_LABELED_TEST, f"{devkit}/{_LABELED_TEST}")
     ),
 )
 
@@ -124,7 +138,10 @@ def _annotations(table: Path, name_field: str) -> tuple[list[str], list[int]]:
     """Reads file names and class ids from MATLAB's struct array."""
     try:
         rows = loadmat(table, squeeze_me=True)["annotations"].reshape(-1)
-        return [str(name) for name in rows[name_field]], [int(number) for number in rows["class"]]
+        numbers = [float(number) for number in rows["class"]]
+        if not all(number.is_integer() for number in numbers):
+            raise ValueError("a class that is no integer")
+        return [str(name) for name in rows[name_field]], [int(number) for number in numbers]
     except Exception as error:  # damaged files fail in many ways in scipy
         raise DatasetError(
             f"{table}: expected MATLAB annotations with {name_field} and class, found: {error}. Get the file again."

@@ -43,7 +43,7 @@ class CUB200(ImageFolder):
                 f" {_PREPARE} dataset.download=true; or put CUB_200_2011.tgz there and run: {_PREPARE}"
             )
         super().__init__(str(folder))
-        to_do = f"Remove {folder} and extract CUB_200_2011.tgz again."
+        to_do = f"Extract CUB_200_2011.tgz again, into another folder than {folder}."
         index = folder.parent / "images.txt"
         if index.is_file():
             listed = {line.split(maxsplit=1)[1].strip() for line in index.read_text().splitlines() if " " in line}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mlrc_lightning.data.download import Mirrors, provide
 from mlrc_lightning.data.images import ImageFiles, check_complete
+from mlrc_lightning.data.labels import is_integer
 from mlrc_lightning.errors import DatasetError
 
 NAME = "iNaturalist 2018"
@@ -50,19 +51,25 @@ class INaturalist2018(ImageFiles):
         paths: list[Path] = []
         labels: list[int] = []
         own_split: list[str] = []
+        group_of: dict[str, str] = {}
         for part, name in _INDEXES.items():
             index = folder / name
             for number, line in enumerate(index.read_text(encoding="utf-8").splitlines(), start=1):
                 cells = line.strip().split("/")
-                if len(cells) != 4 or cells[0] != _FOLDER or not cells[2].isdecimal():
+                if len(cells) != 4 or cells[0] != _FOLDER or not is_integer(cells[2]):
                     raise DatasetError(
                         f"{index}, line {number}: expected {_FOLDER}/GROUP/NUMBER/file.jpg, found {line!r}."
+                    )
+                if group_of.setdefault(cells[2], cells[1]) != cells[1]:
+                    raise DatasetError(
+                        f"{index}, line {number}: expected species {cells[2]} in one group, found {group_of[cells[2]]}"
+                        f" and {cells[1]}."
                     )
                 paths.append(folder.joinpath(*cells))
                 labels.append(int(cells[2]))
                 own_split.append(part)
         super().__init__(paths, labels, folder, own_split)
-        to_do = f"Remove {folder / _FOLDER} and extract train_val2018.tar.gz again."
+        to_do = f"Extract train_val2018.tar.gz again, into another folder than {folder}."
         check_complete(self, NAME, sum(NUM_IMAGES.values()), NUM_CLASSES, to_do, NUM_IMAGES)
 
     @classmethod

@@ -67,7 +67,7 @@ class InShopClothes(ImageFiles):
             labels.append(cells[1])
             own_split.append(_PART_OF[cells[2]])
         super().__init__(paths, labels, folder, own_split)
-        to_do = f"Remove {folder / 'img'} and extract img.zip again."
+        to_do = f"Extract img.zip again, into another folder than {folder}."
         check_complete(self, NAME, sum(NUM_IMAGES.values()), NUM_CLASSES, to_do, NUM_IMAGES)
 
     @classmethod

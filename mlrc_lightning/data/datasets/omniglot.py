@@ -9,7 +9,8 @@ import zlib
 from pathlib import Path
 
 from mlrc_lightning.data.download import extract_zip
-from mlrc_lightning.data.images import ImageFiles, image_files_in
+from mlrc_lightning.data.images import ImageFiles
+from mlrc_lightning.data.walk import ImageWalk
 from mlrc_lightning.errors import DatasetError
 
 NUM_CLASSES = 964
@@ -41,10 +42,12 @@ class Omniglot(ImageFiles):
                 " python -m mlrc_lightning prepare dataset=omniglot dataset.images.archive=images_background.zip"
             )
         paths, labels = [], []
+        walk = ImageWalk()
         for character in characters:
-            files = image_files_in(character)
+            files = walk.files(character)
             paths += files
             labels += [f"{character.parent.name}/{character.name}"] * len(files)
+        walk.report(alphabets)
         if (len(characters), len(paths)) != (NUM_CLASSES, NUM_IMAGES):
             raise DatasetError(
                 f"Omniglot: expected {NUM_CLASSES} characters and {NUM_IMAGES:,} drawings in {alphabets}, found"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mlrc_lightning.data.download import Mirrors, provide
 from mlrc_lightning.data.images import ImageFiles, check_complete
+from mlrc_lightning.data.labels import is_integer
 from mlrc_lightning.errors import DatasetError
 
 NAME = "Stanford Online Products"
@@ -56,7 +57,7 @@ class StanfordOnlineProducts(ImageFiles):
                 )
             for number, line in enumerate(lines[1:], start=2):
                 cells = line.split()
-                if len(cells) != len(_COLUMNS) or not cells[1].isdecimal():
+                if len(cells) != len(_COLUMNS) or not is_integer(cells[1]):
                     raise DatasetError(
                         f"{folder / index}, line {number}: expected {' '.join(_COLUMNS)}, found {line!r}."
                     )
@@ -64,7 +65,7 @@ class StanfordOnlineProducts(ImageFiles):
                 paths.append(folder / cells[3])
                 own_split.append(part)
         super().__init__(paths, labels, folder, own_split)
-        to_do = f"Remove {folder} and extract Stanford_Online_Products.zip again."
+        to_do = f"Extract Stanford_Online_Products.zip again, into another folder than {folder}."
         check_complete(self, NAME, NUM_IMAGES, NUM_CLASSES, to_do)
 
     @classmethod

@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 from mlrc_lightning.errors import ConfigError
 from mlrc_lightning.names import EMBEDDINGS, METRICS, NOT_READ, SEARCH, SOURCES, UNTRAINED, setting_name
 from mlrc_lightning.reference import rows as reference_rows
+from mlrc_lightning.reporting.doubts import MARK, doubts_of_run
 from mlrc_lightning.reporting.intervals import t_interval
 from mlrc_lightning.reporting.tables.catalog import BASELINES, LOSSES, BaselineRow, LossRow
 from mlrc_lightning.reporting.tables.cells import (
@@ -106,7 +107,12 @@ class _Content:
                 key = f"{embedding}/{loss.name}/{metric}"
                 cells[embedding, metric] = self._cell(key, f"test.{embedding}.{metric}", runs, standing)
         self._note_of_choice(loss, chosen, search)
-        return _RowContent(loss.name, loss.title, loss.title, standing, cells)
+        doubts = [f"run {run.number}, {doubt}" for run in runs if run.outcome for doubt in doubts_of_run(run.outcome)]
+        if doubts:
+            more = f" (and {len(doubts) - 1:,} more notes on its runs)" if len(doubts) > 1 else ""
+            self.notes.append(f"{loss.title} {MARK}: {doubts[0]}{more}.")
+        title = f"{loss.title} {MARK}" if doubts else loss.title
+        return _RowContent(loss.name, title, loss.title, standing, cells)
 
     def baseline_row(self, row: BaselineRow) -> _RowContent:
         """Returns a row without training."""

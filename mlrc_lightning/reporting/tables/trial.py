@@ -14,6 +14,7 @@ from mlrc_lightning.names import (
     UNTRAINED_TRUNK_PCA,
     UNTRAINED_TRUNK_PCA_CONCATENATED,
 )
+from mlrc_lightning.reporting.doubts import doubts_of_run
 from mlrc_lightning.results.records import TrialRecord
 
 _MISSING = "–"
@@ -49,7 +50,8 @@ def render_trial(record: TrialRecord) -> str:
             rows.append((f"test, separated, {size}", record.test.separated))
             total = "" if record.test.concatenated is None else f", {width}"
             rows.append((f"test, concatenated{total}", record.test.concatenated))
-    notes = [f"Note: {note}." for note in (record.test.notes if record.test is not None else ())]
+    noted = [*doubts_of_run(record), *(record.test.notes if record.test is not None else ())]
+    notes = [f"Note: {note}." for note in dict.fromkeys(noted)]
     return "\n".join([title, "", accuracy_table(rows), *([""] if notes else []), *notes])
 
 

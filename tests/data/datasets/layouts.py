@@ -88,6 +88,28 @@ def cars_devkit_alone(root):
     return root
 
 
+def _one_deeper(folder):
+    files = list(folder.iterdir())
+    (folder / folder.name).mkdir()
+    for file in files:
+        file.rename(folder / folder.name / file.name)
+
+
+def cars_kaggle(root):
+    """The development kit with each folder in another one of its name."""
+    cars_devkit(root)
+    for name in ("cars_train", "cars_test", "devkit"):
+        _one_deeper(root / name)
+    return root
+
+
+def cars_annos_deeper(root):
+    """cars_annos.mat and car_ims/car_ims/NNNNNN.jpg."""
+    cars_annos(root)
+    _one_deeper(root / "car_ims")
+    return root
+
+
 def cars_class_folders(root, num_classes=12, num_images=4):
     """names.csv, anno_*.csv and car_data/car_data/; a slash in a model's name is a dash in its folder's."""
     models = [f"Make C/V {chr(90 - label)} 2012" for label in range(num_classes)]

@@ -13,6 +13,8 @@ LAYOUTS = {
     "class folders": layouts.cars_class_folders,
     "development kit": layouts.cars_devkit,
     "development kit alone": layouts.cars_devkit_alone,
+    "Kaggle's": layouts.cars_kaggle,
+    "Kaggle's of annotations": layouts.cars_annos_deeper,
 }
 
 
@@ -48,7 +50,7 @@ def test_a_missing_image_is_named(tmp_path, layout):
     LAYOUTS[layout](tmp_path)
     path = sorted(tmp_path.rglob("*.jpg"))[7]
     path.unlink()
-    with pytest.raises(DatasetError, match=f"Cars196: expected an image at {path}, found no file. Remove"):
+    with pytest.raises(DatasetError, match=f"Cars196: expected an image at {path}, found no file. Extract"):
         Cars196(str(tmp_path))
 
 

@@ -55,7 +55,7 @@ def test_a_missing_file_is_named(tmp_path):
     path = sorted((folder / "images").glob("*/*.jpg"))[5]
     path.unlink()
     with pytest.raises(
-        DatasetError, match=f"expected an image at {path}; files that differ from .*images.txt: 1. Remove"
+        DatasetError, match=f"expected an image at {path}; files that differ from .*images.txt: 1. Extract"
     ):
         CUB200(str(tmp_path))
     (folder / "images.txt").unlink()

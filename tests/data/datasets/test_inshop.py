@@ -57,7 +57,7 @@ def test_parts_of_other_sizes_and_missing_files_are_refused(tmp_path):
     ):
         InShopClothes(str(tmp_path))
     next((tmp_path / "Img" / "img").rglob("*.jpg")).unlink()
-    with pytest.raises(DatasetError, match="expected an image at .*jpg, found no file. Remove"):
+    with pytest.raises(DatasetError, match="expected an image at .*jpg, found no file. Extract"):
         InShopClothes(str(tmp_path))
     index.unlink()
     with pytest.raises(DatasetError, match=r"Download it: .*download=true; or put list_eval_partition.txt and img.zip"):

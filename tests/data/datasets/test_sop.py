@@ -48,7 +48,7 @@ def test_a_missing_image_is_named(tmp_path):
     for path in sorted((folder / "chair_final").iterdir())[:2]:
         path.unlink()
     with pytest.raises(
-        DatasetError, match="expected an image at .*chair_final/.*JPG and 1 others, found no file. Remove"
+        DatasetError, match="expected an image at .*chair_final/.*JPG and 1 others, found no file. Extract"
     ):
         StanfordOnlineProducts(str(tmp_path))
 

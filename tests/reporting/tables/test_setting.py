@@ -308,3 +308,13 @@ def test_a_setting_that_the_paper_lacks_has_no_paper_columns(tmp_path):
 def test_an_unknown_source_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="expected one of search, paper, given"):
         page(tmp_path, source="guess")
+
+
+def test_a_row_with_a_doubtful_run_has_a_mark_and_a_note(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "mlrc_lightning.reporting.tables.setting.doubts_of_run", lambda record: ["fold 1: the loss was 0"]
+    )
+    fakes.write_run(tmp_path, "arcface", 0, fakes.accuracies(0.6, 0.3, 0.2), fakes.accuracies(0.7, 0.4, 0.3))
+    made = page(tmp_path)
+    assert "ArcFace †" in [row.title for row in made.tables[0].rows]
+    assert any(note.startswith("ArcFace †: run 0, fold 1: the loss was 0") for note in made.notes)

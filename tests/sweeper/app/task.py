@@ -31,6 +31,10 @@ def run(cfg: DictConfig) -> object:
         raise ValueError(f"no luck with margin {cfg.loss.margin}")
     if cfg.behaviour == "raise_third" and number == 2:
         raise ValueError("only job 2")
+    if cfg.behaviour == "final_third" and number == 2:
+        error = ValueError("only job 2, always")
+        error.is_final = True
+        raise error
     if cfg.behaviour == "raise_above" and cfg.loss.margin > 0.5:
         raise ValueError("margin above 0.5")
     if cfg.behaviour == "nan_above" and cfg.loss.margin > 0.5:

@@ -78,9 +78,8 @@ def triplet(x, labels, *, margin, number=None, eps=0.0):
     return mean_of_positive(hinge(distance(x, a, p, eps) - distance(x, a, n, eps) + margin))
 
 
-def ntxent(x, labels, *, temperature, number=torch.float64, floor=None):
+def ntxent(x, labels, *, temperature, number=torch.float64, floor=1e-20):
     """-log(p + floor), p the softmax of one positive among itself and the anchor's negatives."""
-    floor = torch.finfo(number).tiny if floor is None else floor
     same, different = pairs(labels)
     terms = []
     for i, p in same:

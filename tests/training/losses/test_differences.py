@@ -12,10 +12,11 @@ from pytorch_metric_learning import losses
 from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.miners import MultiSimilarityMiner
 from pytorch_metric_learning.regularizers import SparseCentersRegularizer, ZeroMeanRegularizer
+from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_pairs_indices
 from torch.nn.functional import normalize
 
 from mlrc_lightning.errors import ConfigError
-from mlrc_lightning.training.losses import MeanCenterDistance, ProxyNCALoss, SoftTripleLoss
+from mlrc_lightning.training.losses import MeanCenterDistance, NTXentLoss, ProxyNCALoss, SoftTripleLoss
 from tests.training.losses import reference
 from tests.training.losses.cases import BATCHES, NUM_CLASSES, SETTINGS, batch, case, composed
 from tests.training.losses.test_equivalence import relative
@@ -73,6 +74,47 @@ def test_the_triplet_distance_had_1e_6_added_to_each_difference(setting):
         assert relative(gradient, old_gradient) < 3e-6
 
 
+def expanded_distance(x):
+    """Distances as 0.9.86 took them for Contrastive, and squared for FastAP: `dist_mat` of its utils."""
+    squares = x.square().sum(1)
+    return (squares[:, None] + squares - 2.0 * x @ x.T).clamp(min=0.0).sqrt()
+
+
+def test_contrastive_and_fastap_took_distances_by_the_expanded_square():
+    """At every batch size, as torch.cdist does from 26 images on: a distance of 1e-4 was noise then too."""
+    for batch_size, is_the_same in ((24, False), (32, True)):
+        x = normalize(torch.randn(batch_size, 128, generator=torch.Generator().manual_seed(0)), dim=1)
+        x[1] = normalize(
+            x[0] + 1e-4 / math.sqrt(128) * torch.randn(128, generator=torch.Generator().manual_seed(1)), dim=0
+        )
+        exact = float((x[0].double() - x[1].double()).norm())
+        then, now = (abs(float(of(x)[0, 1]) - exact) / exact for of in (expanded_distance, LpDistance()))
+        assert then > 0.3
+        assert (now > 0.3) == is_the_same
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_margin_distance_had_1e_6_added_to_each_difference(setting):
+    """Changes the loss and its gradient by less than 1e-9."""
+    one = case("margin", setting).function
+    for kind in BATCHES:
+        x, labels = unit_batch("margin", kind)
+        found = []
+        for epsilon in (0.0, 1e-6):
+
+            def then(e, y=labels, eps=epsilon):
+                a, p, n = reference.columns(reference.triplets(y.tolist()), 3)
+                pairs = (torch.nn.functional.pairwise_distance(e[other], e[a], eps=eps) for other in (p, n))
+                near, far = pairs
+                return reference.mean_of_positive(
+                    torch.cat([near - one["beta"] + one["margin"], one["beta"] - far + one["margin"]]).clamp(min=0.0)
+                )
+
+            found.append(value_and_gradient(then, x))
+        assert abs(float(found[1][0] / found[0][0]) - 1.0) < 1e-9
+        assert relative(found[1][1], found[0][1]) < 1e-9
+
+
 THEN, NOW = 1e-20, torch.finfo(torch.float32).tiny
 
 
@@ -107,8 +149,47 @@ def test_the_floor_of_ntxent_s_logarithm_was_1e_20(setting, kind, then, now, for
     norms = {floor: float(gradient.norm()) for floor, (_, gradient) in found.items()}
     assert 1.0 - norms[THEN] / norms[NOW] == pytest.approx(lost_gradient, abs=0.01)
     x, labels = unit_batch("ntxent", kind, torch.float32)
-    library = losses.NTXentLoss(case("ntxent", setting).function["temperature"])(x, labels)
-    assert float(library) == pytest.approx(now, abs=0.01)
+    temperature = case("ntxent", setting).function["temperature"]
+    assert float(losses.NTXentLoss(temperature)(x, labels)) == pytest.approx(now, abs=0.01)
+    assert float(NTXentLoss(temperature)(x, labels)) == pytest.approx(then, abs=0.01)
+
+
+def ntxent_of_0_9_86(embeddings, labels, temperature):
+    """Value as pytorch-metric-learning 0.9.86 computes it, word for word: losses/ntxent_loss.py."""
+    similarities = embeddings @ embeddings.t()
+    a1, p, a2, n = get_all_pairs_indices(labels)
+    pos_pairs = similarities[a1, p].unsqueeze(1) / temperature
+    neg_pairs = similarities[a2, n] / temperature
+    n_per_p = (a2.unsqueeze(0) == a1.unsqueeze(1)).float()
+    neg_pairs = neg_pairs * n_per_p
+    neg_pairs[n_per_p == 0] = float("-inf")
+    max_val = torch.max(pos_pairs, torch.max(neg_pairs, dim=1, keepdim=True)[0])
+    numerator = torch.exp(pos_pairs - max_val).squeeze(1)
+    denominator = torch.sum(torch.exp(neg_pairs - max_val), dim=1) + numerator
+    return torch.mean(-torch.log((numerator / denominator) + 1e-20))
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("kind", [*BATCHES, "scattered"])
+def test_ntxent_is_that_of_0_9_86_in_value_and_gradient(setting, kind):
+    temperature = case("ntxent", setting).function["temperature"]
+    if kind == "scattered":  # as before any training: no class is nearer than another
+        x = normalize(torch.randn(32, 128, generator=torch.Generator().manual_seed(0)), dim=1)
+        labels = torch.arange(8).repeat_interleave(4)
+    else:
+        x, labels = unit_batch("ntxent", kind, torch.float32)
+    value, gradient = value_and_gradient(lambda e: NTXentLoss(temperature)(e, labels), x)
+    then, gradient_then = value_and_gradient(lambda e: ntxent_of_0_9_86(e, labels, temperature), x)
+    assert float(value) == pytest.approx(float(then), rel=2e-6)
+    assert relative(gradient, gradient_then) < 5e-5
+    if (setting, kind) == ("sop", "scattered"):
+        assert abs(float(losses.NTXentLoss(temperature)(x, labels)) / float(then)) > 1.5
+
+
+def test_ntxent_without_pairs_is_zero():
+    x = normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    for labels in ([0, 1, 2, 3], [0, 0, 0, 0]):
+        assert float(NTXentLoss(0.1)(x, torch.tensor(labels))) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -259,6 +340,24 @@ def test_the_miner_of_then_could_take_an_image_for_its_own_positive(setting, sha
         for with_self in (False, True)
     )
     assert relative(gradient_then, gradient_now) == pytest.approx(change, rel=0.05)
+
+
+def test_self_pairs_at_batch_256_are_some_2_per_cent():
+    """64 classes of 4 images that overlap: 1.5 % of the gradient."""
+    one = case("multi_similarity_miner", "cub200_batch256")
+    arguments = {k: v for k, v in (one.function | one.miner).items() if k != "_target_"}
+    generator = torch.Generator().manual_seed(7)
+    labels = torch.arange(64).repeat_interleave(4)
+    centers = torch.randn(64, 5, generator=generator)
+    x = (centers[labels] + 0.7 * torch.randn(256, 5, generator=generator)).double()
+    now, then = (
+        value_and_gradient(
+            lambda e, w=w: reference.multi_similarity_miner(e, labels.tolist(), **arguments, with_self_pairs=w),
+            normalize(x, dim=1),
+        )[1]
+        for w in (False, True)
+    )
+    assert relative(then, now) == pytest.approx(0.0152, rel=0.05)
 
 
 def soft_triple_of_2_9(one, factor):
