@@ -118,7 +118,7 @@ def _check_signature(signature: Any) -> None:
         # "(other overrides)" is no parameter
         if not name.startswith("("):
             _check_fields(entry, {"type": (str,), "values": (list, NoneType)}, f"parameter `{name}`")
-            if entry["type"] != "range" and not entry.get("values"):
+            if entry["type"] == "choice" and not entry.get("values"):
                 raise ValueError(f"has a parameter `{name}` without a valid `values`")
 
 

@@ -304,14 +304,14 @@ TIMM = {"_target_": "mlrc_lightning.models.TimmTrunk", "name": "hf-hub:some/mode
         ({"loss.function.margin": {"_target_": "mlrc_lightning.data.CUB200"}}, r"no file of .*conf names there"),
         ({"loss.name": "a\x1b[2J"}, r"loss.name='a\\x1b\[2J': expected printable text"),
         ({"dataset.images.seed": 10**30}, r"dataset.images.seed: expected a number below 2\^64"),
-        ({"trainer": 3}, r"trainer: expected a mapping in the record, found 3"),
-        ({"dataset": []}, r"dataset: expected a mapping in the record, found \[\]"),
+        ({"trainer": 3}, r"settings.trainer=3: expected a mapping with precision"),
+        ({"dataset": []}, r"settings.dataset=\[\]: expected a mapping with"),
         ({"batch_size": "32"}, r"batch_size='32': expected int"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_what_a_record_may_not_say(recorded, values, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(MlrcError, match=message):
         recorded_settings(recorded(values))
 
 
