@@ -50,7 +50,7 @@ class NTXentLoss(losses.NTXentLoss):  # type: ignore[misc]
     temperature of 0.00024, most pairs are less probable than either, and value and gradient are decided by the floor.
     A pair far below it has no gradient.
 
-    Source: pytorch-metric-learning 0.9.86, losses/ntxent_loss.py; Sohn, NIPS 2016; PROTOCOL.md section 2.4.
+    Source: pytorch-metric-learning 0.9.86, losses/ntxent_loss.py; Sohn, NIPS 2016; docs/protocol.md, §2.4.
     """
 
     FLOOR = 1e-20

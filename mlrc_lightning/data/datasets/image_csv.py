@@ -95,7 +95,7 @@ def _lines(table: Path) -> io.StringIO:
 
 def _problem(path: str | None, label: str | None) -> str | None:
     """Returns what was expected of a row and what was found; None where it is right."""
-    if not path or not (label or "").strip():
+    if not path or not label or not label.strip():
         return f"a path and a label, found {shortened(path)} and {shortened(label)}"
     for name, text in (("path", path), ("label", label)):
         if not text.isprintable():
