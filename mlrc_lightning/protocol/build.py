@@ -108,8 +108,7 @@ class TrialData:
             "num_trainval_images": len(self.trainval.cache.indices),
             "trainval_fingerprint": self.images.fingerprint(self.trainval.cache.indices),
         }
-        if copies:
-            self.description["copies"] = copies
+        self.description.update(copies)
         if self.trainval.features is not None:
             self.description["frozen_features"] = self.trainval.features.description()
         halves = {"trainval": self.trainval, **({} if self._test is None else {"test": self._test})}
@@ -147,8 +146,11 @@ class TrialData:
             )
         return self._test
 
-    def _copies(self, folds: Sequence[FoldSplit]) -> dict[str, int]:
-        """Counts images with the same pixels; in a search those of test by their digests alone, where there are any."""
+    def _copies(self, folds: Sequence[FoldSplit]) -> dict[str, dict[str, int]]:
+        """Counts images with the same pixels; in a search those of test by their digests alone, where there are any.
+
+        The name of the counts says whether test was compared, so that they differ between runs where that did.
+        """
         indices, digests = self.trainval.cache.indices, list(self.trainval.cache.digests)
         test = folds[0].test
         if self._test is None:
@@ -161,7 +163,8 @@ class TrialData:
             indices, digests = np.concatenate([indices, test]), [*digests, *found]
         counts = check_contents(self.images, folds, indices, digests, self._settings.dataset.copies == "refuse")
         left_out = getattr(self.images, "num_left_out", 0)
-        return {**counts, **({"listed again and left out": left_out} if left_out else {})}
+        counts |= {"listed again and left out": left_out} if left_out else {}
+        return {"copies_in_trainval" if found is None else "copies": counts} if counts else {}
 
     def _check_pieces(self) -> None:
         """Builds once what needs no pixels: what cannot be built is known before hours of decoding."""

@@ -14,7 +14,7 @@ MARK = "†"
 def doubts_of_run(record: TrialRecord) -> list[str]:
     """Returns what is to be known of a finished run, a clause each; empty for an ordinary one."""
     notes = [f"fold {fold.fold}: {doubt}" for fold in record.folds for doubt in doubts_of_fold(fold)]
-    copies = record.dataset.get("copies") or {}
+    copies = record.dataset.get("copies") or record.dataset.get("copies_in_trainval") or {}
     if copies:
         counts = ", ".join(f"{number:,} {where}" for where, number in copies.items())
         notes.append(f"images with the pixels of an earlier one: {counts}")

@@ -122,6 +122,8 @@ def test_a_search_compares_digests_of_test_images_without_their_pixels(photos, d
 def test_a_search_before_anything_of_test_was_decoded_compares_its_own_images(photos, data):
     shutil.copy(photos / "class_12" / "0.png", photos / "class_00" / "9.png")
     assert "copies" not in data(is_sweep_job=True).description
+    shutil.copy(photos / "class_01" / "0.png", photos / "class_01" / "7.png")
+    assert data(is_sweep_job=True).description["copies_in_trainval"] == {"in its class": 1}
     shutil.copy(photos / "class_01" / "0.png", photos / "class_00" / "8.png")
     with pytest.raises(DatasetError, match=r"class_00/8.png .*class_01/0.png"):
         data(is_sweep_job=True)
