@@ -29,7 +29,7 @@ prepare_hydra()
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train")
 def train(cfg: DictConfig) -> dict[str, list[float]]:
-    """Runs the trial of one composed configuration; returns validation MAP@R of each fold, for the sweeper."""
+    """Runs the trial of one composed configuration. Returns validation MAP@R of each fold, for the sweeper."""
     job = HydraConfig.get()
     os.chdir(job.runtime.cwd)  # with hydra.job.chdir=true, caches and relative paths stay those of the command
     is_sweep_job = job.mode == RunMode.MULTIRUN

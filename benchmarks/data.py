@@ -53,7 +53,7 @@ KEPT_BATCHES = 4
 
 
 def measure(side: str, folder: Path, num_threads: int) -> dict[str, Any]:
-    """Takes batches for a second, after the first one; to be called in a process of its own."""
+    """Takes batches for a second, after the first one. It is called in a process of its own."""
     import mlrc_lightning._torchvision  # noqa: F401
 
     import numpy as np
@@ -195,7 +195,7 @@ def cached(folder: Path) -> Any:
 
 
 def make_photos(folder: Path, number: int) -> str:
-    """Writes JPEGs of CUB200's size; returns what they are."""
+    """Writes JPEGs of CUB200's size. Returns what they are."""
     import numpy as np
     from PIL import Image
 

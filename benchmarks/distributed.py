@@ -53,7 +53,7 @@ def settings_of(loss: str) -> Any:
 
 
 class Step(nn.Module):
-    """The loss of one batch; `way`: alone or gathered by us, or by pytorch-metric-learning."""
+    """The loss of one batch. `way`: alone or gathered by us, or by pytorch-metric-learning."""
 
     def __init__(self, settings: Any, way: str) -> None:
         super().__init__()

@@ -31,7 +31,7 @@ GOAL_MINUTES = 8.5
 
 
 def make_images(folder: Path) -> None:
-    """Writes a folder of images for each class, and their table; classes differ in four by four coloured fields."""
+    """Writes a folder of images for each class, and their table. Classes differ in four by four coloured fields."""
     random = np.random.default_rng(0)
     rows = ["path,label"]
     for label in range(2 * CLASSES):
@@ -55,7 +55,7 @@ def make_weights(folder: Path) -> None:
 
 
 def run(folder: Path, cores: int, *command: str) -> float:
-    """Runs a command on the images; returns the seconds that it took."""
+    """Runs a command on the images. Returns the seconds that it took."""
     common = [
         "dataset=image_csv", "dataset.name=birds", f"data_root={folder}", f"output_root={folder / 'outputs'}",
         "trunk=timm", f"trunk.name={TRUNK}", f"trunk.pretrained={folder / 'weights.safetensors'}", "trunk.frozen=true",

@@ -173,7 +173,7 @@ def way_to_start(module: str, device: str) -> str | None:
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
-    """Returns the whole lines of a file of rows; a part that was killed may have left a piece of one."""
+    """Returns the whole lines of a file of rows. A part that was killed may have left a piece of one."""
     lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []
     return [json.loads(line) for line in lines]
 

@@ -55,7 +55,7 @@ MAP_AT_R = "mean_average_precision_at_r"
 
 
 class Skipped(Exception):  # noqa: N818
-    """This machine cannot run the part; the text is the reason."""
+    """This machine cannot run the part. The text is the reason."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def synthetic(check: Check) -> None:
 
 
 def data_paths(check: Check) -> None:
-    """Trains from each data path; the paths take turns with synthetic input."""
+    """Trains from each data path. The paths take turns with synthetic input."""
     _as_trials_do(check)
     settings = settings_of([*check.size.model, "loss=contrastive"])
     folder = _photos(check)
@@ -355,14 +355,14 @@ def options(check: Check) -> None:
 
 
 def compiled(check: Check) -> None:
-    """Measures the compiled trunk beside the plain step; the first step of it takes longest of all."""
+    """Measures the compiled trunk beside the plain step. The first step of it takes longest of all."""
     if not check.is_on_gpu and shutil.which("g++") is None:
         raise Skipped("torch.compile needs a C++ compiler on a CPU, and there is none")
     _compare_variants(check, [PLAIN, *check.size.compiled])
 
 
 def _compare_variants(check: Check, names: list[str]) -> None:
-    """Writes a row for each variant of `options.py`; the first is the plain step."""
+    """Writes a row for each variant of `options.py`. The first is the plain step."""
     _as_trials_do(check)
     batch_size = check.size.batch_sizes[0]
     plain: _FirstStep | None = None
@@ -527,7 +527,7 @@ def run_part(name: str, device: str, is_tiny: bool, folder: Path, rows: Path) ->
 
 
 def uses(device: str) -> bool:
-    """Returns whether this process can compute on a device; prints why not."""
+    """Returns whether this process can compute on a device. If not, it prints why."""
     try:
         return torch.ones(2, device=device).sum().item() == 2.0
     except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts that it has it
@@ -622,7 +622,7 @@ def _as_trials_do(check: Check) -> None:
 
 
 def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
-    """Returns a result and its seconds; the function waits for the device itself."""
+    """Returns a result and its seconds. The function waits for the device itself."""
     began = time.perf_counter()
     found = function()
     return found, time.perf_counter() - began
@@ -644,7 +644,10 @@ def _largest_difference(record: TrialRecord, other: TrialRecord) -> float:
 
 
 def _weight_difference(folder: Path, other: Path) -> float:
-    """Returns the largest difference of a weight between the kept models of two trials; inf where the files differ."""
+    """Returns the largest difference of a weight between the kept models of two trials.
+
+    It is inf where the files differ.
+    """
     files = sorted(path.relative_to(folder) for path in folder.rglob("*.safetensors"))
     if not files or files != sorted(path.relative_to(other) for path in other.rglob("*.safetensors")):
         return math.inf
@@ -708,7 +711,7 @@ def _reset_peak(device: torch.device) -> None:
 
 
 def _peak_megabytes(device: torch.device) -> int | None:
-    """Returns the largest memory of this process's tensors on a GPU since `_reset_peak`; None on a CPU."""
+    """Returns the largest memory of this process's tensors on a GPU since `_reset_peak`. It is None on a CPU."""
     return torch.cuda.max_memory_allocated(device) // 2**20 if device.type == "cuda" else None
 
 

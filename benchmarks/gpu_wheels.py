@@ -55,7 +55,7 @@ def needed() -> list[str]:
 
 
 def collect(folder: Path) -> list[Path]:
-    """Writes a wheel of each package, and of ours, to a folder; returns the files."""
+    """Writes a wheel of each package, and of ours, to a folder. Returns the files."""
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     target = ["--only-binary=:all:", "--implementation", "cp", "--python-version", PYTHON]
     target += [word for platform in PLATFORMS for word in ("--platform", platform)]

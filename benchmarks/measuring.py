@@ -27,7 +27,10 @@ def resident_megabytes() -> float:
 
 
 def shared_data() -> Path:
-    """Returns the folder of photos and weights; without it says so and ends, which to `make bench` is no failure."""
+    """Returns the folder of photos and weights.
+
+    Where there is none it says so and ends, which is no failure to `make bench`.
+    """
     shared = Path(os.environ.get("MLRC_SHARED", ROOT.parent / "shared"))
     if not (shared / "data" / "grocery_128.tar").is_file():
         print(f"MLRC_SHARED: expected {shared / 'data' / 'grocery_128.tar'}, found none.")

@@ -35,7 +35,7 @@ GOAL_DIFFERENCE = 1e-6
 
 
 def measure(side: str, num_samples: int, num_threads: int) -> dict[str, Any]:
-    """Runs one side once, after a warm-up on a small problem; to be called in a process of its own."""
+    """Runs one side once, after a warm-up on a small problem. It is called in a process of its own."""
     import torch
 
     torch.set_num_threads(num_threads)
@@ -147,7 +147,7 @@ def main() -> None:
 
 
 def goals(figure: dict[str, Any], median: dict[str, float]) -> dict[str, bool]:
-    """What is asked of ours, and whether it is so; `median` has the seconds of every side."""
+    """What is asked of ours, and whether it is so. `median` has the seconds of every side."""
     found = {f"at most {GOAL_DIFFERENCE:.0e} from pml": figure["largest difference from pml"] <= GOAL_DIFFERENCE}
     ratio = GOALS.get((figure["samples"], figure["threads"]))
     if ratio is not None:

@@ -58,7 +58,7 @@ class Variant:
         self.scaler = scaler
 
     def step(self, images: torch.Tensor, labels: torch.Tensor) -> float:
-        """Takes a step; returns its seconds."""
+        """Takes a step. Returns its seconds."""
         began = time.perf_counter()
         with self.context():
             loss = self.module.objective(self.module(images), labels)

@@ -110,7 +110,10 @@ def _columns(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns rows as a Markdown table: a column for each key, in order of first appearance; numbers flush right."""
+    """Returns rows as a Markdown table: a column for each key, in order of first appearance.
+
+    Numbers are flush right.
+    """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     is_number = {c: all(isinstance(row.get(c), int | float | None) for row in rows) for c in columns}
     head = [f"| {' | '.join(columns)} |", "|" + "|".join("--:" if is_number[c] else "---" for c in columns) + "|"]

@@ -81,7 +81,10 @@ def gflop_per_training_image() -> float:
 
 
 def epochs_of(setting: Setting, epochs: int | None) -> int:
-    """Epochs of a model; None for one that nothing improves on after the first validation, which patience then ends."""
+    """Epochs of a model.
+
+    It is None for one that nothing improves on after the first validation, which patience then ends.
+    """
     dataset = yaml.safe_load((CONF / "dataset" / f"{setting.dataset}.yaml").read_text(encoding="utf-8"))
     interval, patience = dataset["save_interval"], dataset["patience"]
     if epochs is not None:
@@ -101,21 +104,21 @@ def images_of(setting: Setting, epochs: int | None) -> tuple[float, float]:
 def of_models(
     epochs: int | None, settings: Sequence[Setting] = SETTINGS, trials: int = TRIALS + RUNS
 ) -> tuple[float, float]:
-    """Images of so many trials of every loss, trained and validated on; by default the whole study."""
+    """Images of so many trials of every loss, trained and validated on. The default is the whole study."""
     each = [images_of(setting, epochs) for setting in settings]
     models = LOSSES * trials * FOLDS
     return models * sum(train for train, _ in each), models * sum(val for _, val in each)
 
 
 def seconds(train: float, val: float, rate: float | None) -> float:
-    """Of one GPU at a training rate, where validation costs a forward pass; at None, fed by PIL, it costs a decode."""
+    """Of one GPU at a training rate, where validation costs a forward pass. At None, fed by PIL, it costs a decode."""
     if rate is None:
         return (train + val) / (PIL_WORKERS * MEASURED["images decoded and transformed by PIL, per second and core"])
     return (train + val / PASSES) / rate
 
 
 def days_on(num_gpus: int, all_models: float, longest_model: float, trials: int) -> str:
-    """Days of so many GPUs for models of so many seconds in all; no search is quicker than its trials in a row."""
+    """Days of so many GPUs for models of so many seconds in all. No search is quicker than its trials in a row."""
     side_by_side = min(FOLDS, max(1, num_gpus // GPUS[2]))  # folds of a trial
     # with GPUs to spare, reproductions run side by side
     in_a_row = trials if side_by_side == 1 else min(trials, TRIALS + 1)

@@ -216,7 +216,7 @@ def racing() -> list[Row]:
 
 
 def published_curves() -> list[Any]:
-    """The best so far after each trial of every published search; (50,) each."""
+    """The best so far after each trial of every published search, (50,) each."""
     searches = dict.fromkeys((row["setting"], row["loss"]) for row in rows("original_searches.csv"))
     return [paper_curve(setting, loss) for setting, loss in searches]
 

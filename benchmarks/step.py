@@ -1,4 +1,4 @@
-"""The training loop against a bare loop of PyTorch and against its peers; what a step waits for the device.
+"""The training loop against a bare loop of PyTorch and against its peers, and what a step waits for the device.
 
     python benchmarks/step.py [--rounds 7] [--json FILE]
 

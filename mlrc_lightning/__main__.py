@@ -183,7 +183,7 @@ _CODES = {"verify": _verify, "study": _study, "table": _table, "report": _report
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs one command; what goes wrong is one message and exit code 2."""
+    """Runs one command. What goes wrong is one message and exit code 2."""
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)
     if parsed.command in ("reproduce", "evaluate") and not any(word.startswith("-") for word in rest):

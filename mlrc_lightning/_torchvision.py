@@ -1,4 +1,6 @@
-"""Makes `import torchvision` work beside a CPU build of torch; imported before timm or Lightning, in every process.
+"""Makes `import torchvision` work beside a CPU build of torch.
+
+It is imported before timm or Lightning, in every process.
 
 torchvision's registry wheel is built for CUDA. Beside a CPU-only torch its compiled extension does not load, and
 the import ends in "RuntimeError: operator torchvision::nms does not exist", which takes timm, torchmetrics and

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 
 class MlrcError(Exception):
-    """Base of all errors a user can cause; its text is the whole message.
+    """Base of all errors a user can cause. Its text is the whole message.
 
     Attributes:
         is_usage_error: Whether repeating the job with other hyperparameters cannot help, so that a search
@@ -82,6 +82,6 @@ class RecordError(MlrcError):
 
 
 def named(kind: str) -> type[MlrcError] | None:
-    """Returns the class of that name, as another process tells it; None where there is none."""
+    """Returns the class of that name, as another process tells it. It is None where there is none."""
     known = globals().get(kind)
     return known if isinstance(known, type) and issubclass(known, MlrcError) else None

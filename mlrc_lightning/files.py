@@ -42,7 +42,7 @@ def config_folder() -> Path:
 
 @contextmanager
 def only_one(path: Path, what: str) -> Iterator[None]:
-    """Waits for another process that does the same; its lock goes with it, however it ends.
+    """Waits for another process that does the same. Its lock goes with it, however it ends.
 
     Args:
         path: Of the lock, in a folder that is there. It stays: who removes a lock breaks another's.
@@ -79,13 +79,13 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def as_json(content: object) -> Any:
-    """Returns a dataclass or plain data as what reading its JSON would give; NaN is refused."""
+    """Returns a dataclass or plain data as what reading its JSON would give. NaN is refused."""
     plain = dataclasses.asdict(content) if dataclasses.is_dataclass(content) else content  # type: ignore[arg-type]
     return json.loads(json.dumps(plain, allow_nan=False))
 
 
 def write_npz(path: Path, arrays: Mapping[str, NDArray[np.generic]]) -> None:
-    """Writes arrays by name as a compressed .npz file, as a whole; makes its folder."""
+    """Writes arrays by name as a compressed .npz file, as a whole. It makes the folder."""
     import numpy as np
 
     file = io.BytesIO()
@@ -95,7 +95,7 @@ def write_npz(path: Path, arrays: Mapping[str, NDArray[np.generic]]) -> None:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Writes a dataclass or plain data as JSON, as `write_bytes` does; NaN is refused."""
+    """Writes a dataclass or plain data as JSON, as `write_bytes` does. NaN is refused."""
     write_bytes(path, (json.dumps(as_json(content), indent=1) + "\n").encode())
 
 
@@ -174,11 +174,12 @@ def _check_depth(node: object, left: int) -> None:
         _check_depth(child, left - 1)
 
 
-def read_npz(path: Path, largest: int = 2**32) -> dict[str, NDArray[Any]]:
-    """Reads the arrays of an .npz file by name; nothing in it is executed.
+def read_npz(path: Path, what: str = "arrays", largest: int = 2**32) -> dict[str, NDArray[Any]]:
+    """Reads the arrays of an .npz file by name. Nothing in it is executed.
 
     Args:
         path: The file.
+        what: What it holds, for messages.
         largest: How many bytes the file, and all arrays together, have at most.
 
     Raises:
@@ -195,9 +196,9 @@ def read_npz(path: Path, largest: int = 2**32) -> dict[str, NDArray[Any]]:
         with np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except FileNotFoundError:
-        raise RecordError(f"{path}: expected arrays, found no file.") from None
+        raise RecordError(f"{path}: expected {what}, found no file.") from None
     except (OSError, EOFError, ValueError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        raise RecordError(f"{path}: expected arrays, found a damaged file ({error}).") from error
+        raise RecordError(f"{path}: expected {what}, found a damaged file ({error}).") from error
 
 
 def inside(folder: Path, name: object, key: str) -> Path:
@@ -222,7 +223,7 @@ def inside(folder: Path, name: object, key: str) -> Path:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes partial files that a killed writer left; call it as the only writer of the folder."""
+    """Removes partial files that a killed writer left. Call it as the only writer of the folder."""
     for leftover in folder.glob(".*.partial-*"):
         leftover.unlink(missing_ok=True)
 
@@ -238,7 +239,7 @@ def _without_links(path: str, flags: int) -> int:
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Holds a folder for this process; the lock ends with it, however it ends.
+    """Holds a folder for this process. The lock ends with it, however it ends.
 
     Raises:
         RecordError: Another process holds it; the message names host and process.

@@ -28,7 +28,7 @@ class Measurement:
         return self.replicates if self.replicates is not None else (self.mean,)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain fields for the ledger; only for finite measurements."""
+        """Plain fields for the ledger. The measurement is finite."""
         fields: dict[str, Any] = {"mean": self.mean}
         if self.sem is not None:
             fields["sem"] = self.sem
@@ -58,7 +58,7 @@ def over_replicates(values: Sequence[float]) -> Measurement:
 
 
 def combine_replicates(jobs: Sequence[Measurements]) -> Measurements:
-    """One trial's measurements from those of its replicate jobs; only metrics that every job returned."""
+    """One trial's measurements from those of its replicate jobs. It has only metrics that every job returned."""
     names = [name for name in jobs[0] if all(name in job for job in jobs)]
     combined = {}
     for name in names:

@@ -174,7 +174,7 @@ class SearchState:
 
     @property
     def num_completed(self) -> int:
-        """Trials that count towards `max_trials`; one that lost a race has had its turn."""
+        """Trials that count towards `max_trials`. One that lost a race has had its turn."""
         return len(self.with_status("completed", "raced_out"))
 
     @property

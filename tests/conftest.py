@@ -78,6 +78,19 @@ def _resolvers():
     register_resolvers()
 
 
+@pytest.fixture(autouse=True)
+def _no_word_of_tracebacks():
+    """Takes back what a command of the test noted for itself and its children: whether a traceback was asked for."""
+    names = ("HYDRA_FULL_ERROR", "MLRC_FULL_ERROR")
+    before = {name: os.environ.get(name) for name in names}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
 @pytest.fixture
 def compose_config():
     """Composes conf/train.yaml with some overrides."""

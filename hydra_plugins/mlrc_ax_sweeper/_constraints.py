@@ -15,7 +15,7 @@ _BOUND = re.compile(rf"\s*(?P<sign>[+-])?\s*(?P<factor>{_NUMBER})?\s*(?P<baselin
 
 @dataclass(frozen=True)
 class OutcomeConstraint:
-    """`sum of factor * metric <= bound`, or >=; a relative bound is times the baseline's own value."""
+    """`sum of factor * metric <= bound`, or >=. A relative bound is times the baseline's own value."""
 
     text: str
     terms: tuple[tuple[float, str], ...]
@@ -29,7 +29,7 @@ class OutcomeConstraint:
         return tuple(name for _, name in self.terms)
 
     def holds(self, means: Mapping[str, float], baseline: Mapping[str, float] | None) -> bool:
-        """Whether a trial's means meet it; a relative one is not met before the baseline is known."""
+        """Whether a trial's means meet it. A relative one is not met before the baseline is known."""
         value = self._value(means)
         bound = self.bound
         if self.is_relative:

@@ -62,7 +62,7 @@ def run_search(problem: Problem, config: DictConfig, hydra_context: HydraContext
 
 
 def num_slots(problem: Problem, config: DictConfig, launcher: Launcher) -> int:
-    """Jobs that run at a time; a launcher may know by itself how many it has room for (`num_slots`)."""
+    """Jobs that run at a time. A launcher may know by itself how many it has room for (`num_slots`)."""
     settings = problem.settings
     is_basic = config.hydra.launcher._target_ == _BASIC_LAUNCHER
     if is_basic:
@@ -81,7 +81,7 @@ def num_slots(problem: Problem, config: DictConfig, launcher: Launcher) -> int:
 
 @dataclass(frozen=True)
 class _Submission:
-    """A launcher has given a job an id; its thread waits until that is in the ledger."""
+    """A launcher has given a job an id. Its thread waits until that is in the ledger."""
 
     payload: dict[str, Any]
     is_noted: Event
@@ -240,7 +240,7 @@ class Search:
             )
 
     def _draw(self) -> None:
-        """Draw the plots; a search is finished with or without them."""
+        """Draw the plots. A search is finished with or without them."""
         if not self.problem.settings.report or not self.state.num_completed:
             return
         try:

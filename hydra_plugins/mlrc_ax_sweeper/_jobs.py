@@ -65,12 +65,12 @@ class JobResult:
 
     @property
     def was_cut_off(self) -> bool:
-        """Whether the job ended by none of its task's doing; it may then go on where it was."""
+        """Whether the job ended by none of its task's doing. It may then go on where it was."""
         return self.state in _CUT_OFF
 
 
 def run_job(launcher: Launcher, job: Job, problem: Problem) -> JobResult:
-    """Launch a job and wait for it. Never raises for what the job does; an interrupt of the user passes.
+    """Launch a job and wait for it. It never raises for what the job does. An interrupt of the user passes.
 
     A launcher whose jobs outlive the sweeper may have `attach(number)`, which waits for the job that an earlier sweeper
     launched, and returns None where there is none.
@@ -111,7 +111,7 @@ def _read(returned: JobReturn, problem: Problem) -> Measurements:
 
 
 def reason_of(error: BaseException) -> str:
-    """Type and text of an exception; the text is the exception's own code, which may fail."""
+    """Type and text of an exception. The text is the exception's own code, which may fail."""
     try:
         text = str(error)
     except Exception as failed:

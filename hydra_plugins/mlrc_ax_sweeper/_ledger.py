@@ -23,7 +23,7 @@ class Ledger:
     """Appends to the ledger of one search. Hold the `SearchLock` of the folder while it is open."""
 
     def __init__(self, directory: Path) -> None:
-        """Open or create the ledger; a torn last record is cut off."""
+        """Open or create the ledger. A torn last record is cut off."""
         self.path = directory / LEDGER_NAME
         is_new = not self.path.exists()
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -67,7 +67,7 @@ class Ledger:
 
 
 def repair(directory: Path) -> str:
-    """Keep the valid records before the first damaged one; the old file stays beside it.
+    """Keep the valid records before the first damaged one. The old file stays beside it.
 
     Returns:
         What was done, for the user.
@@ -122,7 +122,7 @@ class SearchLock:
     """
 
     def __init__(self, directory: Path) -> None:
-        """Prepare; the lock is taken on entry."""
+        """Prepare. The lock is taken on entry."""
         self.path = directory / LOCK_NAME
         self._descriptor = -1
 
@@ -173,7 +173,7 @@ class SearchLock:
 
 
 def _holder(descriptor: int, patience: float = 1.0) -> str:
-    """Who has the lock; between its lock and its name lies a moment, which is waited out."""
+    """Who has the lock. Between its lock and its name lies a moment, which is waited out."""
     deadline = time.monotonic() + patience
     while True:
         try:

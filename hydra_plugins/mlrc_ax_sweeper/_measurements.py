@@ -92,7 +92,7 @@ def _combined(shared: float | None, own: float | None) -> float | None:
 def observations(
     measured: Sequence[Measurement], mode: NoiseMode | None, is_noisy: bool
 ) -> list[tuple[float, float | None]]:
-    """Mean and standard error of each trial as Ax is to see them; None is an unknown error.
+    """Mean and standard error of each trial as Ax is to see them. None is an unknown error.
 
     Known and unknown errors are never mixed, which Ax cannot handle: one unknown makes all unknown.
 

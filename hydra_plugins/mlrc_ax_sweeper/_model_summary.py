@@ -27,7 +27,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Contour:
-    """Predictions over two parameters, the others as in the best trial; `means` has a row for each y."""
+    """Predictions over two parameters, the others as in the best trial. `means` has a row for each y."""
 
     x: Parameter
     y: Parameter

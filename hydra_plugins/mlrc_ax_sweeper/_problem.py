@@ -92,7 +92,7 @@ class Problem:
         return {name: trial.measurements[name].mean for name in self.required_metrics}
 
     def is_feasible(self, trial: Trial, baseline: Mapping[str, float] | None) -> bool:
-        """Whether the trial's means meet every outcome constraint; one that lacks a mean meets none."""
+        """Whether the trial's means meet every outcome constraint. One that lacks a mean meets none."""
         if not set(self.required_metrics) <= trial.measurements.keys():
             return False
         means = self.means(trial)
@@ -275,7 +275,7 @@ def _checked_point(point: Any, space: SearchSpace) -> dict[str, Any]:
 
 
 def new_header(problem: Problem, versions: Mapping[str, str], created: str) -> dict[str, Any]:
-    """The ledger's first record; draws a seed where the user gave none."""
+    """The ledger's first record. Draws a seed where the user gave none."""
     signature = problem.signature()
     seed = signature["seed"]
     return {

@@ -27,7 +27,7 @@ class ReplicateEffects:
     num_trials: int
 
     def forecast(self, values: Sequence[float]) -> Forecast:
-        """From the values of a trial's first replicates, in order; at least one."""
+        """From the values of a trial's first replicates, in order. There is at least one."""
         k, total = len(values), len(self.effects)
         adjusted = [value - effect for value, effect in zip(values, self.effects[:k], strict=True)]
         # the effects are themselves estimates from `num_trials` trials

@@ -90,7 +90,7 @@ def trials_csv(problem: Problem, state: SearchState) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace the file in one step; a reader sees the old content or the new."""
+    """Replace the file in one step. A reader sees the old content or the new."""
     temporary = path.with_name(f".{path.name}.partial")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)

@@ -58,7 +58,7 @@ class Parameter:
         return self.kind == "range" or (self.kind == "choice" and len(self.values) > 1)
 
     def grid(self) -> Sequence[Value] | None:
-        """All values, or None for a continuous range; of integers a `range`, however wide."""
+        """All values, or None for a continuous range. Integers are a `range`, however wide."""
         if self.kind != "range":
             return self.values
         assert self.bounds is not None
@@ -193,7 +193,7 @@ class SearchSpace:
 
 
 def to_override_text(value: Any) -> str:
-    """A value in Hydra's override grammar; strings are quoted where they would be read as something else."""
+    """A value in Hydra's override grammar. Strings are quoted where they would be read as something else."""
     if value is None:
         return "null"
     if isinstance(value, bool):

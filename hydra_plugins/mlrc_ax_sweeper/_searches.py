@@ -35,7 +35,7 @@ class Search:
 def run_searches(
     config: DictConfig, hydra_context: HydraContext, task_function: TaskFunction, arguments: Sequence[str]
 ) -> None:
-    """Run every search of the sweep; one that fails does not keep the others from running.
+    """Run every search of the sweep. One that fails does not keep the others from running.
 
     Raises:
         SweepError: Which searches failed and why; a single search raises its own exception.

@@ -8,7 +8,7 @@ from hydra.core.config_store import ConfigStore
 
 @dataclass
 class EarlyStopConfig:
-    """Ends a search that no longer improves; `early_stop: null` switches that off."""
+    """Ends a search that no longer improves. `early_stop: null` switches that off."""
 
     # null: the direction of the experiment
     minimize: bool | None = None

@@ -1,4 +1,4 @@
-"""The sweeper class that Hydra finds; the work is in `_searches.py` and `_core.py`.
+"""The sweeper class that Hydra finds. The work is in `_searches.py` and `_core.py`.
 
 Hydra imports this module at every start of every app, so nothing heavy may be imported here.
 """
@@ -14,7 +14,7 @@ class MLRCAxSweeper(Sweeper):
     """Bayesian search with Ax, whose state is a ledger in the sweep directory."""
 
     def __init__(self, **settings: Any) -> None:
-        """Take the settings as Hydra passes them; they are read, typed, from the config in `sweep`.
+        """Take the settings as Hydra passes them. They are read, typed, from the config in `sweep`.
 
         Each search of a sweep has its own composed config, and with it its own search space,
         so the settings of the master config are not enough.

@@ -32,7 +32,7 @@ def divide(
     workers_per_device: int,
     threads: int | None,
 ) -> tuple[Slot, ...]:
-    """Divides the machine; the arguments are the settings of `config.py`.
+    """Divides the machine. The arguments are the settings of `config.py`.
 
     Devices go round: worker i gets the i-th group, and where there are more workers than groups they share.
 

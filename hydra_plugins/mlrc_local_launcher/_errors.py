@@ -4,13 +4,13 @@ import os
 
 
 class LocalLauncherError(Exception):
-    """The settings do not fit the machine; the text says what was expected, what was found and what to do."""
+    """The settings do not fit the machine. The text says what was expected, what was found and what to do."""
 
     is_usage_error = True
 
 
 class WorkerDiedError(Exception):
-    """The worker of a job ended before the job did; the text says how, and where the job's output is.
+    """The worker of a job ended before the job did. The text says how, and where the job's output is.
 
     `state` is the launcher's word for it, as SLURM has words of its own: the job's end was none of the task's doing.
     """
@@ -23,7 +23,7 @@ class JobFailedError(Exception):
 
 
 class JobStopped(SystemExit):
-    """A job was asked to stop, and goes on when it is started again; left alone, it ends the process with EX_TEMPFAIL.
+    """A job was asked to stop, and goes on when it is started again. Left alone, it ends the process with EX_TEMPFAIL.
 
     Not an Exception, and no failure of the job: what counts failures must not count it.
     """

@@ -104,7 +104,7 @@ def failed(overrides: Sequence[str], error: BaseException) -> JobReturn:
 
 
 def portable(returned: JobReturn) -> JobReturn:
-    """The same return, fit to be pickled; an exception keeps its traceback as its cause's text."""
+    """The same return, fit to be pickled. An exception keeps its traceback as its cause's text."""
     value = returned._return_value
     if returned.status == JobStatus.FAILED and isinstance(value, BaseException):
         text = "".join(traceback.format_exception(value))
@@ -154,7 +154,7 @@ def _rebuild(exception: BaseException, text: str) -> BaseException:
 
 
 def _job_folder(job_config: DictConfig) -> Path:
-    """Where `run_job` will put the job's output; `${hydra:...}` must refer to the job for it."""
+    """Where `run_job` will put the job's output. `${hydra:...}` must refer to the job for it."""
     instance = HydraConfig.instance()
     before = instance.cfg
     instance.set_config(job_config)

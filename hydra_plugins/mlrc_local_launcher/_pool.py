@@ -50,7 +50,7 @@ def launch(
     job_overrides: Sequence[Sequence[str]],
     initial_job_idx: int,
 ) -> Sequence[JobReturn]:
-    """Runs jobs in the pool of these settings; see `MLRCLocalLauncher.launch`."""
+    """Runs jobs in the pool of these settings. See `MLRCLocalLauncher.launch`."""
     pool = pool_of(divide(**settings))
     Path(str(config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
     jobs = []
@@ -116,7 +116,7 @@ class Pool:
             self._free.put(slot)
 
     def run(self, job: HydraJob) -> JobReturn:
-        """Runs a job in the next free worker; called by as many threads as there are jobs at a time."""
+        """Runs a job in the next free worker. It is called by as many threads as there are jobs at a time."""
         slot = self._free.get()
         try:
             returned = self._run_in(slot, job)
@@ -196,7 +196,7 @@ class Pool:
             worker.pass_on(signum)
 
     def close(self) -> None:
-        """Ends the workers; a job under way is interrupted, and killed where it does not heed that."""
+        """Ends the workers. A job under way is interrupted, and killed where it does not heed that."""
         self.is_closed = True  # first: an interrupted worker is not to be replaced
         workers = list(self._workers.values())
         for worker in workers:
@@ -238,7 +238,7 @@ class Worker:
         return self.process.poll() is None
 
     def run(self, job: HydraJob) -> JobReturn:
-        """Runs one job; one that was asked to stop is a failed one, with JobStopped.
+        """Runs one job. One that was asked to stop is a failed one, with JobStopped.
 
         Raises:
             _DiedError: The process ended; `folder` is None where it had not begun the job.

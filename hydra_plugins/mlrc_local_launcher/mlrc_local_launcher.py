@@ -1,4 +1,4 @@
-"""The launcher class that Hydra finds; the work is in `_pool.py`, `_worker.py` and `_hydra_job.py`.
+"""The launcher class that Hydra finds. The work is in `_pool.py`, `_worker.py` and `_hydra_job.py`.
 
 Hydra imports this module at every start of every app, so nothing heavy may be imported here.
 """
@@ -14,10 +14,10 @@ from omegaconf import DictConfig
 
 
 class MLRCLocalLauncher(Launcher):
-    """Runs jobs in worker processes on this machine; `launch` may be called from several threads."""
+    """Runs jobs in worker processes on this machine. `launch` may be called from several threads."""
 
     def __init__(self, **settings: Any) -> None:
-        """Take the settings of `config.py`; they are checked when jobs are launched."""
+        """Take the settings of `config.py`. They are checked when jobs are launched."""
         self.settings = settings
         self.config: DictConfig | None = None
         self.hydra_context: HydraContext | None = None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns the exit status."""
+    """Run a command. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m hydra_plugins.mlrc_slurm_launcher", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (

@@ -157,7 +157,7 @@ def find_submission(folder: str) -> str | None:
 
 
 def cancel(job_id: str) -> None:
-    """Ends a job; one that has ended is no error."""
+    """Ends a job. One that has ended is no error."""
     done = _run(["scancel", job_id])
     if done.returncode != 0 and _UNKNOWN_JOB not in done.stderr.lower():
         raise UnreachableError(f"scancel: {done.stderr.strip()}")

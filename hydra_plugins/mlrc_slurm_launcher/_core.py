@@ -132,7 +132,7 @@ class Submitter:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _with_id(self, files: JobFolder) -> JobFile | None:
-        """The job file; where its process was killed between sbatch and writing the answer, with the id found out."""
+        """The job file. Its id is found out where its process was killed between sbatch and the answer."""
         job = files.read()
         if job is None or job.job_id is not None:
             return job
@@ -271,7 +271,7 @@ class Submitter:
         submitted.files.write(dataclasses.replace(submitted.job, told=True))
 
     def _failure(self, files: JobFolder, job: JobFile) -> SlurmJobError | None:
-        """Why the job has no usable result; None: its result is whole, whether success or failure."""
+        """Why the job has no usable result. It is None where its result is whole, whether success or failure."""
         assert job.job_id is not None
         pause, longest = _LOOK_SECONDS
         over_since: float | None = None
@@ -397,7 +397,10 @@ _environment_lock = threading.Lock()
 
 @contextlib.contextmanager
 def _outside_of_a_job() -> Iterator[None]:
-    """Hides the variables of the SLURM job that this process may itself be in; sbatch would hand them on."""
+    """Hides the variables of the SLURM job that this process may itself be in.
+
+    The command sbatch would hand them on.
+    """
     with _environment_lock:
         hidden = {
             name: os.environ.pop(name)

@@ -2,7 +2,7 @@
 
 
 class SlurmLauncherError(Exception):
-    """Jobs cannot be submitted; the text says what was expected, what was found and what to do."""
+    """Jobs cannot be submitted. The text says what was expected, what was found and what to do."""
 
     is_usage_error = True
 

@@ -1,4 +1,4 @@
-"""The files of a job: who it is, before it is submitted; that it began; its result and exit status.
+"""The files of a job: who it is, before it is submitted, that it began, its result and exit status.
 
     <folder>/<number>/job.json               the current submission: token, overrides, SLURM job id
     <folder>/<number>/<token>/               that submission's own: script, log, started.json, exit_code, result
@@ -70,7 +70,7 @@ class JobFolder:
             return None
 
     def write(self, job: JobFile) -> JobFile:
-        """Replaces the job file in one step; when this returns, it survives a crash of the machine."""
+        """Replaces the job file in one step. When this returns, it survives a crash of the machine."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / JOB_FILE, dataclasses.asdict(job))
         return job
@@ -96,7 +96,7 @@ class JobFolder:
                 path.rename(attempt / f"{job_id}_submitted.pkl")
 
     def result(self, job: JobFile) -> Result | None:
-        """The result of the job's first task, as submitit pickled it; None: there is none yet."""
+        """The result of the job's first task, as submitit pickled it. It is None where there is none yet."""
         assert job.job_id is not None
         attempt = self.attempt(job)
         with contextlib.suppress(OSError):
@@ -108,7 +108,7 @@ class JobFolder:
         return Result(content) if outcome == "success" else Result(None, str(content))
 
     def exit_status(self, job: JobFile) -> int | None:
-        """Exit status of the batch script; above 128 it is a signal's number and 128."""
+        """Exit status of the batch script. Above 128 it is a signal's number and 128."""
         try:
             return int((self.attempt(job) / EXIT_FILE).read_text())
         except (FileNotFoundError, ValueError):

@@ -16,19 +16,19 @@ _PATIENCE_SECONDS = 30.0
 
 
 class SupersededError(Exception):
-    """Another submission has taken this one's place; nothing was run."""
+    """Another submission has taken this one's place. Nothing was run."""
 
 
 @dataclass(frozen=True)
 class SlurmTask:
-    """The callable that submitit pickles; it can be requeued."""
+    """The callable that submitit pickles. It can be requeued."""
 
     job: HydraJob
     folder: Path
     token: str
 
     def __call__(self) -> JobReturn:
-        """Runs the job once; a requeued job comes here again."""
+        """Runs the job once. A requeued job comes here again."""
         import submitit
 
         job_id = str(submitit.JobEnvironment().job_id)

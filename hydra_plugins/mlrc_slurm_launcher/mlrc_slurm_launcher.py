@@ -1,4 +1,4 @@
-"""The launcher class that Hydra finds; the work is in `_core.py`.
+"""The launcher class that Hydra finds. The work is in `_core.py`.
 
 Hydra imports this module at every start of every app, so neither submitit nor anything else heavy is imported here.
 """
@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 
 class MLRCSlurmLauncher(Launcher):
-    """Runs each job as a SLURM job; `launch` and `attach` may be called from several threads."""
+    """Runs each job as a SLURM job. `launch` and `attach` may be called from several threads."""
 
     def __init__(self, **settings: Any) -> None:
         """Take the settings of `config.py`."""
@@ -63,7 +63,7 @@ class MLRCSlurmLauncher(Launcher):
         return returned
 
     def attach(self, number: int) -> JobReturn | None:
-        """What became of the job of this number that an earlier process submitted; waits where it is under way.
+        """What became of the job of this number that an earlier process submitted. It waits where it is under way.
 
         Returns:
             None where there is no such job, or it failed and that was returned before.

@@ -25,7 +25,7 @@ _new_folders: dict[Path, list[Path]] = {}
 
 
 class CheckFirst(Callback):
-    """Checks the configuration of a command before anything is made; Hydra calls it."""
+    """Checks the configuration of a command before anything is made. Hydra calls it."""
 
     def on_run_start(self, config: Any, **_: Any) -> None:
         """Checks a single trial."""

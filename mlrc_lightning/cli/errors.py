@@ -69,7 +69,7 @@ def wants_traceback() -> bool:
 
 
 def exit_if_usage_error(error: BaseException) -> None:
-    """Prints the message of a usage error and exits with 2; returns where it is none.
+    """Prints the message of a usage error and exits with 2. Returns where it is none.
 
     A Hydra job calls it too: as an exception, its error would come out of Hydra with a second line of its own.
     """
@@ -86,9 +86,10 @@ def is_usage_error(error: BaseException) -> bool:
     declared = getattr(error, "is_usage_error", None)
     if declared is not None:
         return bool(declared)
-    if isinstance(error, OSError):
-        return error.errno in _OF_THE_DISK
-    return isinstance(error, HydraException | OmegaConfBaseException) or _is_of_composing(error)
+    # some of Hydra's errors are OSErrors too
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return True
+    return error.errno in _OF_THE_DISK if isinstance(error, OSError) else _is_of_composing(error)
 
 
 def _is_of_composing(error: BaseException) -> bool:

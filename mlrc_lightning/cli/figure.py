@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def draw(names: Sequence[str], outputs: Path, file_format: str, damaged: list[str] | None = None) -> list[Path]:
-    """Draws figures into `outputs/figures/`; tells what is lacking as it goes.
+    """Draws figures into `outputs/figures/`. It tells what is lacking as it goes.
 
     Args:
         names: Of `figures.NAMES`, or all.

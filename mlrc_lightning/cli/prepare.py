@@ -64,7 +64,7 @@ def _copies(data: TrialData) -> str:
 
 
 def _write_index(data: TrialData) -> tuple[Path, str]:
-    """Lists every image with the digest of its decoded, resized pixels; returns the file and its own digest.
+    """Lists every image with the digest of its decoded, resized pixels. Returns the file and its own digest.
 
     Two machines with the same list train and test on the same pixels, whatever their JPEG decoders.
     """

@@ -180,7 +180,7 @@ def render_plan(study: Study, steps: Sequence[Step], jobs: int) -> str:
 
 
 def run(study: Study, jobs: int) -> int:
-    """Runs what is missing; a loss that fails keeps no other from running.
+    """Runs what is missing. A loss that fails keeps no other from running.
 
     A stop signal, or the end of the terminal, is passed on to the commands that run; no further one is started.
 
@@ -273,7 +273,7 @@ class _Runner:
             return
 
     def stop(self, signum: int) -> None:
-        """Passes a signal on to the commands, the first time; no further one is started."""
+        """Passes a signal on to the commands, the first time. No further one is started."""
         with self._lock:
             is_new, self._last_signal = signum != self._last_signal, signum
             self._is_stopped = True

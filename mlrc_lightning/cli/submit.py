@@ -54,7 +54,7 @@ def submit(command: Sequence[str], sbatch_options: Sequence[str], setup: Sequenc
 
 
 def driver_script(words: Sequence[str], sbatch_options: Sequence[str], setup: Sequence[str], log_folder: Path) -> str:
-    """Returns the batch script; before its time limit, or when it is preempted, the job goes back to the queue.
+    """Returns the batch script. Before its time limit, or when it is preempted, the job goes back to the queue.
 
     The search then continues where its ledger ends, with the jobs that ran on meanwhile.
     """

@@ -25,7 +25,7 @@ _BANDS = ("R", "G", "B")
 
 
 class Crop(NamedTuple):
-    """The part of an image that is trained on; top, left, height and width in pixels."""
+    """The part of an image that is trained on: top, left, height and width in pixels."""
 
     top: int
     left: int
@@ -34,7 +34,7 @@ class Crop(NamedTuple):
     is_flipped: bool
 
     def of(self, image: Pixels) -> Pixels:
-        """Returns the part, not flipped; (H, W, 3) → (height, width, 3)."""
+        """Returns the part, not flipped, (H, W, 3) → (height, width, 3)."""
         return image[self.top : self.top + self.height, self.left : self.left + self.width]
 
 
@@ -57,7 +57,7 @@ class TrainTransform:
     flip_probability: float
 
     def __call__(self, image: Pixels, random: np.random.Generator) -> Pixels:
-        """Returns one random crop, by Pillow; (H, W, 3) → (crop, crop, 3)."""
+        """Returns one random crop, by Pillow, (H, W, 3) → (crop, crop, 3)."""
         drawn = self.draw(image.shape[0], image.shape[1], random)
         return np.asarray(_resized_by_pillow(image, drawn, self.crop))
 
@@ -90,7 +90,7 @@ class TrainTransform:
 
 
 def crop_by_pillow(image: Pixels, crop: Crop, target: Pixels) -> None:
-    """Writes one crop as the paper has it, bilinear and antialiased; (H, W, 3) → target (3, S, S)."""
+    """Writes one crop as the paper has it, bilinear and antialiased, (H, W, 3) → target (3, S, S)."""
     resized = _resized_by_pillow(image, crop, target.shape[-1])
     for band, plane in zip(_BANDS, target, strict=True):
         # Pillow packs one band much faster than NumPy takes one of three channels
@@ -98,7 +98,7 @@ def crop_by_pillow(image: Pixels, crop: Crop, target: Pixels) -> None:
 
 
 def crop_by_torch(image: Pixels, crop: Crop, target: Pixels) -> None:
-    """Writes the same crop but for rounding, some times as fast; (H, W, 3) → target (3, S, S).
+    """Writes the same crop but for rounding, some times as fast, (H, W, 3) → target (3, S, S).
 
     Same filter, with weights of 16 bits where Pillow's have 22; a grey level differs by one at most.
     """
@@ -112,7 +112,7 @@ CROPS_ON_THE_CPU: dict[str, Callable[[Pixels, Crop, Pixels], None]] = {"pil": cr
 
 
 def center_crop(image: Pixels, size: int) -> Pixels:
-    """Returns the centre square, as torchvision's CenterCrop places it; (H, W, 3) → (size, size, 3)."""
+    """Returns the centre square, as torchvision's CenterCrop places it, (H, W, 3) → (size, size, 3)."""
     top = round((image.shape[0] - size) / 2.0)
     left = round((image.shape[1] - size) / 2.0)
     return image[top : top + size, left : left + size]

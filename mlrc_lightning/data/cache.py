@@ -66,7 +66,7 @@ class ResizedImages(Protocol):
         ...
 
     def image(self, pixels: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
-        """Returns one image of the opened pixels; (H, W, 3). An index that is not of this part is a KeyError."""
+        """Returns one image of the opened pixels, (H, W, 3). An index that is not of this part is a KeyError."""
         ...
 
 
@@ -89,11 +89,11 @@ class CachedImages:
     digests: Sequence[str] = ()
 
     def open(self) -> NDArray[np.uint8]:
-        """Maps the pixels into memory; pages are shared by all processes that do so."""
+        """Maps the pixels into memory. Pages are shared by all processes that do so."""
         return np.asarray(np.memmap(self.file, dtype=np.uint8, mode="r"))  # a plain array is sliced much faster
 
     def image(self, pixels: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
-        """Returns one image of the opened pixels; (H, W, 3)."""
+        """Returns one image of the opened pixels, (H, W, 3)."""
         row = int(np.searchsorted(self.indices, index))
         if row == len(self.indices) or self.indices[row] != index:
             raise KeyError(f"image {index} is not in {self.file}")
@@ -123,7 +123,7 @@ class UncachedImages:
         return np.empty(0, dtype=np.uint8)
 
     def image(self, pixels: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
-        """Decodes one image; (H, W, 3)."""
+        """Decodes one image, (H, W, 3)."""
         row = int(np.searchsorted(self.indices, index))
         if row == len(self.indices) or self.indices[row] != index:
             raise KeyError(f"image {index} is not of this part of the dataset")
@@ -291,7 +291,7 @@ def _key(fingerprint: str, indices: NDArray[np.int64], resize: int) -> dict[str,
 
 
 def _read(path: Path) -> Any:
-    """Returns what `_write` wrote; None where it is missing or damaged."""
+    """Returns what `_write` wrote. It is None where it is missing or damaged."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):

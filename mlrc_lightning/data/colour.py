@@ -12,7 +12,7 @@ _SIGNED = 2
 
 
 def to_rgb(image: Image.Image, exif: str) -> Image.Image:
-    """Returns an opened image in RGB, as torchvision's loaders do; deeper grey ones are scaled to 8 bits.
+    """Returns an opened image in RGB, as torchvision's loaders do. Deeper grey ones are scaled to 8 bits.
 
     Of more than 8 bits the highest 8 stay, in grey images as in coloured ones, of which Pillow itself keeps those.
     Transparency and colour profiles are left out, and of several frames the first is read.

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 
 def first_of_each(keys: Sequence[Hashable]) -> NDArray[np.int64]:
-    """Returns for each key the position of the first equal one; (N,), int64."""
+    """Returns for each key the position of the first equal one, (N,), int64."""
     first: dict[Hashable, int] = {}
     return np.array([first.setdefault(key, position) for position, key in enumerate(keys)], dtype=np.int64)
 
 
 def file_identities(paths: Sequence[Path]) -> list[Hashable]:
-    """Returns what tells files apart, whichever names and links lead to them; no file is opened."""
+    """Returns what tells files apart, whichever names and links lead to them. No file is opened."""
     return [_identity(os.fspath(path)) for path in paths]
 
 

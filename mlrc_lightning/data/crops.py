@@ -83,7 +83,7 @@ def crops_of(
 
 
 def resize_crops(crops: Crops, pixels: Tensor) -> Tensor:
-    """Returns the crops, resized and flipped, on the device of `pixels`; (B, 3, S, S), uint8.
+    """Returns the crops, resized and flipped, on the device of `pixels`, (B, 3, S, S), uint8.
 
     Nothing here waits for the device.
 
@@ -112,7 +112,7 @@ def resize_crops(crops: Crops, pixels: Tensor) -> Tensor:
 
 
 def _triangles(lengths: NDArray[np.int64], size: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Returns which old pixels make each new one along an axis, and their weights; both (B, S, K).
+    """Returns which old pixels make each new one along an axis, and their weights, both (B, S, K).
 
     Args:
         lengths: Old pixels along the axis, of each image; (B,).

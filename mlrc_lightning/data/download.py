@@ -72,7 +72,7 @@ class RemoteFile:
         return self.md5 is not None or self.sha256 is not None
 
     def mismatch(self, path: Path) -> str | None:
-        """Returns what is wrong with the digest of a file; None where it is right or not known."""
+        """Returns what is wrong with the digest of a file. It is None where it is right or not known."""
         for algorithm, expected in (("md5", self.md5), ("sha256", self.sha256)):
             if expected is not None:
                 found = _digest(path, algorithm)
@@ -86,7 +86,7 @@ class _MirrorError(Exception):
 
 
 class _DroppedError(Exception):
-    """The transfer ended early; asking again may help."""
+    """The transfer ended early. Asking again may help."""
 
 
 def provide(
@@ -288,7 +288,7 @@ def _transfer(url: str, partial: Path, versions: list[str | None]) -> None:
 
 
 def _append(response: Any, partial: Path, offset: int, total: int | None) -> int:
-    """Writes a response's body behind the first `offset` bytes; returns the size of the file."""
+    """Writes a response's body behind the first `offset` bytes. Returns the size of the file."""
     free = shutil.disk_usage(partial.parent).free
     if total is not None and total - offset > free:
         raise OSError(f"{(total - offset) / 1e9:.1f} GB to download, {free / 1e9:.1f} GB free")
@@ -322,7 +322,7 @@ def _is_same_file(one: Path, other: Path) -> bool:
 
 
 class Limits:
-    """What an archive may unpack to; a published dataset is far below it, and an archive of zeros is not.
+    """What an archive may unpack to. A published dataset is far below it, and an archive of zeros is not.
 
     Args:
         archive: The file.

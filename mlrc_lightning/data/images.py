@@ -160,7 +160,7 @@ class ImageFiles:
         return str(self.paths[index]).removeprefix(self._prefix)
 
     def fingerprint(self, indices: NDArray[np.int64]) -> str:
-        """Returns a digest of names, labels, sizes and modification times; no file is opened."""
+        """Returns a digest of names, labels, sizes and modification times. No file is opened."""
         digest = hashlib.sha256(b"" if self.exif == "ignore" else self.exif.encode())
         for index in indices.tolist():
             try:

@@ -19,7 +19,7 @@ def is_integer(text: str) -> bool:
 
 
 def as_integers(labels: Sequence[str]) -> list[int] | None:
-    """Returns labels as integers; None where one of them is another text, and all therefore are text.
+    """Returns labels as integers. It is None where one of them is another text, and all therefore are text.
 
     Different texts never become the same integer.
     """
@@ -35,7 +35,7 @@ def as_integers(labels: Sequence[str]) -> list[int] | None:
 
 
 def report_lookalikes(labels: Sequence[str]) -> None:
-    """Reports different labels that look alike, and labels with blanks around them; each text is a class of its own.
+    """Reports different labels that look alike, and labels with blanks around them. Each text is a class of its own.
 
     Args:
         labels: The different texts.

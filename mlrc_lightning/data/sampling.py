@@ -16,7 +16,7 @@ Batch = list[tuple[int, int]]
 
 
 class Batches(Protocol):
-    """What a sampler of the configuration (`sampler._target_`) must do; it may be any class.
+    """What a sampler of the configuration (`sampler._target_`) must do. It may be any class.
 
     It is built once a fold as `Class(labels, indices, **arguments)` for the training images: their classes (N,) and
     dataset indices (N,), int64, and the arguments of its YAML, where `<samples_per_class>`, `<batch_size>` and
@@ -24,7 +24,7 @@ class Batches(Protocol):
     """
 
     def batch(self, number: int) -> NDArray[np.int64]:
-        """Returns the dataset indices of batch `number`, counted from 0 at the start of training; (B,), int64.
+        """Returns the dataset indices of batch `number`, counted from 0 at the start of training, (B,), int64.
 
         A function of (seed, number) alone, whatever was asked before, so that a resumed training sees the batches
         of the uninterrupted one.
@@ -53,11 +53,11 @@ class BatchesOfEpochs(Sampler[Batch]):
         self._epoch, self._start = epoch, (epoch, batch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch that the next iteration draws, counted from 0; called by Lightning."""
+        """Chooses the epoch that the next iteration draws, counted from 0. It is called by Lightning."""
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yields the batches of the chosen epoch; it has no length, as the one that is gone on with is shorter."""
+        """Yields the batches of the chosen epoch. It has no length, as the one that is gone on with is shorter."""
         epoch_began = self._epoch * self._batches_per_epoch
         first_epoch, first_batch = self._start
         start = epoch_began + (first_batch if self._epoch == first_epoch else 0)
@@ -115,7 +115,7 @@ class MPerClassBatches:
         self._passes: dict[tuple[int, int], NDArray[np.int64]] = {}
 
     def batch(self, number: int) -> NDArray[np.int64]:
-        """Returns the dataset indices of batch `number`, counted from the start of training; (batch_size,), int64."""
+        """Returns the dataset indices of batch `number`, counted from the start of training, (batch_size,), int64."""
         list_number, position = divmod(number, self._batches_per_list)
         start = position * self._batch_size
         first_pass, last_pass = start // self._pass_length, (start + self._batch_size - 1) // self._pass_length
@@ -123,7 +123,7 @@ class MPerClassBatches:
         return drawn[start - first_pass * self._pass_length :][: self._batch_size]
 
     def _draw_pass(self, list_number: int, pass_number: int) -> NDArray[np.int64]:
-        """Returns m images of every class, the classes in random order; the last few passes are remembered."""
+        """Returns m images of every class, the classes in random order. The last few passes are remembered."""
         key = (list_number, pass_number)
         if key not in self._passes:
             random = np.random.default_rng([self._seed, 0, *key])

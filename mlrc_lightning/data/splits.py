@@ -338,7 +338,7 @@ def mlrc_classes(num_classes: int, fold: int, num_folds: int) -> Classes:
 
 
 def first_half_classes(num_classes: int) -> range:
-    """Returns the positions of the first half; of an odd number it is the larger one."""
+    """Returns the positions of the first half. Of an odd number it is the larger one."""
     return range(num_classes - num_classes // 2)
 
 

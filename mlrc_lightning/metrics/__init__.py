@@ -1,4 +1,4 @@
-"""Exact retrieval metrics: Precision@1, R-Precision and MAP@R; on request NMI and AMI."""
+"""Exact retrieval metrics: Precision@1, R-Precision and MAP@R. On request also NMI and AMI."""
 
 from mlrc_lightning.metrics.clustering import CLUSTERING_METRICS, clustering_metrics
 from mlrc_lightning.metrics.functional import (

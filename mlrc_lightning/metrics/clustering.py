@@ -54,7 +54,7 @@ def clustering_metrics(embeddings: Tensor, labels: Tensor, seed: int) -> dict[st
 
 
 def kmeans(points: NDArray[np.float32], num_clusters: int, seed: int) -> NDArray[np.int64]:
-    """Returns the cluster of each point after at most `KMEANS_ITERATIONS` iterations; (N, E) → (N,), int64."""
+    """Returns the cluster of each point after at most `KMEANS_ITERATIONS` iterations, (N, E) → (N,), int64."""
     if importlib.util.find_spec("faiss") is None:
         model = KMeans(num_clusters, n_init=1, max_iter=KMEANS_ITERATIONS, random_state=seed)
         with warnings.catch_warnings():

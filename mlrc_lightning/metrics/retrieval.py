@@ -48,7 +48,7 @@ _FAISS_SETTINGS = {"distance_compute_blas_query_bs": 1024, "distance_compute_min
 
 @dataclass(frozen=True)
 class RetrievalMetrics:
-    """Accuracies of one set of embeddings, as fractions in [0, 1]; also a mapping of the three by name.
+    """Accuracies of one set of embeddings, as fractions in [0, 1]. It is also a mapping of the three by name.
 
     Attributes:
         precision_at_1: Mean over queries of "the nearest neighbour is of the query's class".
@@ -237,7 +237,7 @@ class _References:
         return found_by_torch.values, found_by_torch.indices
 
     def exact_similarities(self, queries: _Queries, rows: Tensor) -> Tensor:
-        """Returns cosine similarities of some queries to all references, in float64, rounded; (Q, M)."""
+        """Returns cosine similarities of some queries to all references, in float64, rounded, (Q, M)."""
         distinct, column_of = self._distinct
         products = torch.round(_units(queries.embeddings[rows]) @ distinct.T, decimals=TIE_DECIMALS)
         if column_of is not None:
@@ -265,7 +265,7 @@ class _References:
 
 
 def _score(queries: _Queries, references: _References, rows: Tensor) -> Tensor:
-    """Returns the three accuracies of some queries; (Q, 3), float64."""
+    """Returns the three accuracies of some queries, (Q, 3), float64."""
     num_relevant = queries.num_relevant[rows]
     similarities, neighbors = references.search(queries, rows, int(num_relevant.max()))
     is_relevant = references.class_of[neighbors] == queries.class_of[rows].unsqueeze(1)
@@ -304,7 +304,7 @@ def _score_among(queries: _Queries, references: _References, rows: Tensor, neigh
 
 
 def _score_exactly(queries: _Queries, references: _References, rows: Tensor) -> Tensor:
-    """Ranks all references in float64 with the tie rule; the same result as `_score`, many times slower."""
+    """Ranks all references in float64 with the tie rule. It has the result of `_score` and is many times slower."""
     num_relevant = queries.num_relevant[rows]
     similarities = references.exact_similarities(queries, rows)
     relevant = references.class_of.unsqueeze(0) == queries.class_of[rows].unsqueeze(1)
@@ -319,7 +319,7 @@ def _score_exactly(queries: _Queries, references: _References, rows: Tensor) -> 
 
 
 def _ranked(similarities: Tensor, is_relevant: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns both sorted by similarity, of equal ones the irrelevant first; (Q, K) each."""
+    """Returns both sorted by similarity, of equal ones the irrelevant first, (Q, K) each."""
     # irrelevant ones first, then a stable sort by similarity
     irrelevant_first = torch.argsort(is_relevant.to(torch.uint8), dim=1, stable=True)
     by_similarity = torch.sort(similarities.gather(1, irrelevant_first), dim=1, descending=True, stable=True)
@@ -338,7 +338,7 @@ def _accuracies(is_relevant: Tensor, num_relevant: Tensor) -> Tensor:
 
 
 def _faiss_search(units: Tensor, references: Tensor, num_neighbors: int) -> tuple[Tensor, Tensor]:
-    """Returns the nearest references by inner product, nearest first, and their positions; (Q, K) each."""
+    """Returns the nearest references by inner product, nearest first, and their positions, (Q, K) each."""
     import faiss
 
     settings = faiss.cvar  # of the process: others may search as well

@@ -11,7 +11,7 @@ _SAFE = {torch.float32: (1e-9, 1e15), torch.float64: (1e-9, 1e150)}
 
 
 def unit_rows(rows: Tensor) -> Tensor:
-    """Returns rows divided by their length; (N, E), float32 or float64.
+    """Returns rows divided by their length, (N, E), float32 or float64.
 
     Rows of ordinary length are those of torch's `normalize` to the last bit, in their gradient too. Rows whose squares
     would vanish or overflow are scaled by their largest element first. A row of zeros, which has no direction, stays.

@@ -35,7 +35,7 @@ WEIGHTS = (
 
 
 class _Block(NamedTuple):
-    """Channels of one inception block; 0 for a branch that a block does not have.
+    """Channels of one inception block. It is 0 for a branch that a block does not have.
 
     The two blocks without `conv1` halve the height and width: in both convolution branches, and by pooling.
     """
@@ -74,7 +74,7 @@ _BLOCKS = (
 
 
 class BNInception(Trunk):
-    """Inception with BatchNorm after every convolution; BGR input from 0 to 255, 1024 features.
+    """Inception with BatchNorm after every convolution. It takes BGR from 0 to 255 and has 1024 features.
 
     Modules are named as in the published files, all of them directly on the trunk, so that these load strictly.
 
@@ -111,7 +111,7 @@ class BNInception(Trunk):
             self._load_pretrained(pretrained, strict)
 
     def features(self, images: Tensor) -> Tensor:
-        """Computes globally pooled features; (B, 3, H, W) → (B, 1024).
+        """Computes globally pooled features, (B, 3, H, W) → (B, 1024).
 
         Raises:
             ConfigError: Height or width are of those sizes whose halves do not meet again.

@@ -61,7 +61,7 @@ embedding of {embedding_size} numbers and length 1; similar images have a small 
 def write_model_folder(
     folder: Path, weights: Mapping[str, Path], trunk: Trunk, settings: TrialSettings, fold: int, epoch: int
 ) -> dict[str, Path]:
-    """Makes a fold's folder self-contained; what is there already is written again, the same.
+    """Makes a fold's folder self-contained. What is there already is written again, the same.
 
     Args:
         folder: Of the fold.

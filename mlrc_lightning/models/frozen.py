@@ -8,7 +8,7 @@ from mlrc_lightning.models.trunk import Normalization, Trunk
 
 
 class FrozenTrunk(Trunk):
-    """Passes features on; it has no weights.
+    """Passes features on. It has no weights.
 
     Args:
         num_features: F.
@@ -19,9 +19,9 @@ class FrozenTrunk(Trunk):
         self.num_features = num_features
 
     def features(self, images: Tensor) -> Tensor:
-        """Returns the features; (B, F) → (B, F)."""
+        """Returns the features, (B, F) → (B, F)."""
         return images
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns the features; (B, F) → (B, F)."""
+        """Returns the features, (B, F) → (B, F)."""
         return self.features(images)

@@ -36,6 +36,6 @@ class SmallCNN(Trunk):
         self.norm = nn.LayerNorm(self.num_features)
 
     def features(self, images: Tensor) -> Tensor:
-        """Computes features; (B, 3, H, W) → (B, 32 width), any H and W from 17 up."""
+        """Computes features, (B, 3, H, W) → (B, 32 width), any H and W from 17 up."""
         features: Tensor = self.blocks(images)
         return self.norm(adaptive_avg_pool2d(features, 2).flatten(1))  # type: ignore[no-any-return]

@@ -46,7 +46,7 @@ class TimmTrunk(Trunk):
         self.num_features = int(model.head_hidden_size)
 
     def features(self, images: Tensor) -> Tensor:
-        """Computes pooled features; (B, 3, H, W) → (B, F)."""
+        """Computes pooled features, (B, 3, H, W) → (B, F)."""
         features: Tensor = self.model(images)
         return features
 

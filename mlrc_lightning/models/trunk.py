@@ -27,7 +27,7 @@ class Normalization:
 
 
 class Trunk(nn.Module, ABC):
-    """A network from uint8 images to features; subclasses set the attributes and define `features`.
+    """A network from uint8 images to features. Subclasses set the attributes and define `features`.
 
     Attributes:
         num_features: F.
@@ -49,14 +49,14 @@ class Trunk(nn.Module, ABC):
 
     @abstractmethod
     def features(self, images: Tensor) -> Tensor:
-        """Computes features of normalised images; (B, 3, H, W) float → (B, F)."""
+        """Computes features of normalised images, (B, 3, H, W) float → (B, F)."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalises on the device and computes features; (B, 3, H, W) uint8 RGB → (B, F)."""
+        """Normalises on the device and computes features, (B, 3, H, W) uint8 RGB → (B, F)."""
         return self.features(self.normalize(images))
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Returns the trunk's input; (B, 3, H, W) uint8 RGB → float32.
+        """Returns the trunk's input, (B, 3, H, W) uint8 RGB → float32.
 
         The order is the original's: channels, [0, 1], value range, mean and std.
         """

@@ -119,7 +119,7 @@ class _Mapping:
         return False
 
     def number(self, key: str, value: object, ours: str, prefix: str = "") -> None:
-        """Adds the override of a number; a search space has none, and is an error."""
+        """Adds the override of a number. A search space has none, and is an error."""
         if isinstance(value, _Bounds):
             expected = f"a number, or one for it in {' or '.join(_PARAMETER_FILES)} beside configs/"
             self.require(False, f"{key}~{value.keyword}~", value.bounds, expected, ours)
@@ -130,13 +130,13 @@ class _Mapping:
             self.set(ours, int(found) if key.rsplit("/", 1)[-1] in _WHOLE_NUMBERS else float(found), prefix)
 
     def neutral(self, node: dict[str, Any], path: str, key: str, allowed: tuple[Any, ...], instead: str) -> None:
-        """Takes out an entry that says what holds here anyway; notes it where it says something else."""
+        """Takes out an entry that says what holds here anyway. It notes it where it says something else."""
         value = node.pop(key, _MISSING)
         if value is not _MISSING and value not in allowed:
             self.drop(f"{path}/{key}" if path else key, value, instead)
 
     def single(self, node: Any, path: str, expected: str, cure: str) -> tuple[str, dict[str, Any]] | None:
-        """Reads the original's notation of an object, {Class: {arguments}}; None where the user gives another."""
+        """Reads the original's notation of an object, {Class: {arguments}}. It is None where the user gives another."""
         is_one = isinstance(node, dict) and len(node) == 1 and isinstance(next(iter(node.values())), dict | None)
         if not self.require(is_one, path, node, expected, cure):
             return None
@@ -226,7 +226,7 @@ def _merged(configs: Path, mapping: _Mapping) -> dict[str, Any]:
 
 
 def _changed(base: Mapping[str, Any], changes: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Carries out a mapping with keywords on another; at any depth, in their order.
+    """Carries out a mapping with keywords on another, at any depth and in their order.
 
     Source: powerful-benchmarker docs/cl_syntax.md.
     """
@@ -262,7 +262,7 @@ def _changed(base: Mapping[str, Any], changes: Mapping[str, Any], path: Path) ->
 
 
 def _swapped(target: Mapping[str, Any], names: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Renames the only key, {New: …}, or the one named, {Old: New}; its value stays."""
+    """Renames the only key, {New: …}, or the one named, {Old: New}. Its value stays."""
     pairs = {old: new for old, new in names.items() if isinstance(new, str)}
     if not pairs:
         if len(target) != 1 or len(names) != 1:
@@ -274,14 +274,14 @@ def _swapped(target: Mapping[str, Any], names: Mapping[str, Any], where: str) ->
 
 
 def _at_depth(node: Any, depth: int) -> list[dict[str, Any]]:
-    """Returns all mappings at a depth; the value of a key is at depth 1."""
+    """Returns all mappings at a depth. The value of a key is at depth 1."""
     if not isinstance(node, dict):
         return []
     return [node] if depth <= 1 else [found for child in node.values() for found in _at_depth(child, depth - 1)]
 
 
 def _has_keyword(node: Any) -> bool:
-    """Returns whether nested mappings change something; the bounds of a search change nothing."""
+    """Returns whether nested mappings change something. The bounds of a search change nothing."""
     if not isinstance(node, dict):
         return False
     words = [found["word"] for key in node if (found := _KEYWORD.match(str(key)))]
@@ -375,7 +375,7 @@ def _to_new_keys(config: dict[str, Any]) -> None:
 
 
 def _number(value: object) -> float | int | None:
-    """Returns a number; None for anything else. YAML 1.1 reads 1e-6, without a point, as text."""
+    """Returns a number, or None for anything else. YAML 1.1 reads 1e-6, without a point, as text."""
     if isinstance(value, str):
         try:
             return float(value) if not value.strip().lstrip("+-").isdigit() else int(value)

@@ -406,7 +406,7 @@ def _loss_function(mapping: _Mapping, name: str, arguments: dict[str, Any], has_
 
 
 def _margin(mapping: _Mapping, arguments: dict[str, Any], where: str) -> str:
-    """Returns which of both Margin losses it is; reads the old arguments (until 0.9.86) and the new ones."""
+    """Returns which of both Margin losses it is. It reads the old arguments (until 0.9.86) and the new ones."""
     # the original fills num_classes in where it is not given, and the new MarginLoss then has a beta a class
     is_new = "learn_beta" in arguments
     per_class = bool(arguments.pop("num_class_per_param", None) or arguments.pop("num_classes", is_new or None))

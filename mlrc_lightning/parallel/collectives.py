@@ -27,7 +27,7 @@ _CPU = torch.device("cpu")
 
 
 def join(store: Store, number: int, num_ranks: int, device: torch.device, timeout: timedelta) -> None:
-    """Makes this process one of the ranks; returns once all are there.
+    """Makes this process one of the ranks. Returns once all are there.
 
     Args:
         store: Where they meet.
@@ -43,17 +43,17 @@ def join(store: Store, number: int, num_ranks: int, device: torch.device, timeou
 
 
 def is_distributed() -> bool:
-    """Returns whether this process is one of the ranks of a trial; a group may have one rank only."""
+    """Returns whether this process is one of the ranks of a trial. A group may have one rank only."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
-    """Returns the number of this process among the ranks of a trial; 0 where it is the only one."""
+    """Returns the number of this process among the ranks of a trial. It is 0 where it is the only one."""
     return dist.get_rank() if is_distributed() else 0
 
 
 def world_size() -> int:
-    """Returns the number of ranks; 1 where this process is alone."""
+    """Returns the number of ranks. It is 1 where this process is alone."""
     return dist.get_world_size() if is_distributed() else 1
 
 
@@ -104,7 +104,7 @@ def gather_rows(part: Tensor, num_rows: int) -> Tensor:
 
 
 def gather_in_order(rows: Tensor, positions: Tensor) -> Tensor:
-    """Returns the rows of all ranks sorted by their positions, each once; without gradient. A collective.
+    """Returns the rows of all ranks sorted by their positions, each once and without gradient. It is a collective.
 
     Args:
         rows: This rank's; (n, …), n may differ between ranks.
@@ -126,7 +126,7 @@ def gather_in_order(rows: Tensor, positions: Tensor) -> Tensor:
 
 
 def of_rank_zero(value: T) -> T:
-    """Returns rank 0's value on every rank, so that all decide alike; a collective."""
+    """Returns rank 0's value on every rank, so that all decide alike. It is a collective."""
     if not is_distributed():
         return value
     box: list[Any] = [value]
@@ -136,7 +136,7 @@ def of_rank_zero(value: T) -> T:
 
 
 def largest(value: int) -> int:
-    """Returns the largest of the ranks' values; a collective of a few microseconds that waits for no GPU."""
+    """Returns the largest of the ranks' values. It is a collective of a few microseconds that waits for no GPU."""
     if not is_distributed():
         return value
     found = torch.tensor([value], dtype=torch.int64)
@@ -145,7 +145,7 @@ def largest(value: int) -> int:
 
 
 def wait_for_all() -> None:
-    """Returns once every rank is here: what rank 0 wrote before can be read after; a collective."""
+    """Returns once every rank is here: what rank 0 wrote before can be read after. It is a collective."""
     largest(0)
 
 
@@ -162,7 +162,7 @@ class _GatherRows(torch.autograd.Function):
 
 
 def _gather_parts(part: Tensor, sizes: list[int]) -> list[Tensor]:
-    """Returns the parts of all ranks; rank i has `sizes[i]` rows."""
+    """Returns the parts of all ranks. Rank i has `sizes[i]` rows."""
     # neither gloo nor NCCL gathers parts of different sizes: the longest decides, and the rest is cut off again
     padded = part.new_zeros((max(sizes), *part.shape[1:]))
     padded[: len(part)] = part

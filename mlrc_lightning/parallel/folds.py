@@ -49,7 +49,7 @@ _LONGEST = 10_000
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What a process says last; of a failure the class of the exception, its text, and the lines of its traceback."""
+    """What a process says last: of a failure the class of the exception, its text, and the lines of its traceback."""
 
     kind: str
     message: str = ""
@@ -68,7 +68,7 @@ class _Running:
 def train_at_once(
     train_fold: TrainFold, settings: TrialSettings, folds: Sequence[int], folder: Path, stop: StopSignals
 ) -> None:
-    """Trains folds, `trainer.parallel_folds` of them at any time; what they found is in their folders.
+    """Trains folds, `trainer.parallel_folds` of them at any time. What they found is in their folders.
 
     The threads of this process are divided among them. When it ends, however it does, so do they.
 
@@ -141,7 +141,7 @@ def train_at_once(
 
 
 def _modules_of_targets(settings: TrialSettings) -> list[str]:
-    """Modules that a fold would import when it is built or validated; the server passes over one that is missing."""
+    """Modules that a fold would import when it is built or validated. The server passes over one that is missing."""
     classes = {str(value) for path, value in leaves(as_json(settings)) if path.endswith("._target_")}
     # your own module may raise what it likes: to a fold it is a failure, to the server the end
     ours = {_module_of(name) for name in classes if name.partition(".")[0] in _PRELOADED}

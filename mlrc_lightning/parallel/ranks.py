@@ -155,13 +155,19 @@ def rank_environment(given: Mapping[str, str], number: int, num_ranks: int, port
 
 
 def rank_threads(given: Mapping[str, str], num_ranks: int) -> int | None:
-    """Returns the CPU threads of each rank that is started with such an environment; None where that is unclear."""
+    """Returns the CPU threads of each rank that is started with such an environment.
+
+    It is None where that is unclear.
+    """
     wanted = {**given, **_threads(given, num_ranks)}["OMP_NUM_THREADS"].strip()
     return int(wanted) if wanted.isdecimal() else None
 
 
 def _threads(given: Mapping[str, str], num_ranks: int) -> dict[str, str]:
-    """Returns the variables that divide the cores between the ranks; none where the user said how many threads."""
+    """Returns the variables that divide the cores between the ranks.
+
+    It is None where the user said how many threads.
+    """
     if _WORKERS_SHARE in given:
         share = str(max(1, int(given[_WORKERS_SHARE]) // num_ranks))
         # those that the launcher set have the worker's whole share; another value is the user's
@@ -192,7 +198,7 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]], stop: StopSignals) -> None:
 
 
 def _first_failure(folder: Path, codes: Sequence[int | None]) -> MlrcError:
-    """Returns the error of the rank that failed first; the others then fail because it is gone."""
+    """Returns the error of the rank that failed first. The others then fail because it is gone."""
     failures: dict[int, RankFailure] = {}
     for number in range(len(codes)):
         if failure_file(folder, number).exists():

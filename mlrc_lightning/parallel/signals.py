@@ -21,7 +21,7 @@ _AGAIN_SECONDS = 0.1
 
 
 class TrialStopped(SystemExit):
-    """A signal stopped the command, all that it has done saved; the same command goes on from there.
+    """A signal stopped the command, all that it has done saved. The same command goes on from there.
 
     Not an Exception: what counts failures must not count it. Left alone, it ends the process with `STOPPED`.
 
@@ -59,7 +59,7 @@ class _Ending:
         raise TrialStopped(signum, _OUTSIDE)
 
     def take(self) -> int:
-        """Returns the signal, once; 0 where there was none."""
+        """Returns the signal, once. It is 0 where there was none."""
         received, self.received = self.received, 0
         return received
 
@@ -133,7 +133,7 @@ class StopSignals:
         return self
 
     def listen(self) -> None:
-        """Takes the signals; on its own, for the life of the process."""
+        """Takes the signals for the life of the process, on its own."""
         if threading.current_thread() is threading.main_thread():
             # nohup has SIGHUP ignored
             heeded = [n for n in self._signals if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]

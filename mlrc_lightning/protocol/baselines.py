@@ -93,7 +93,7 @@ def untrained_trunk_accuracies(settings: TrialSettings, data: TrialData, split: 
 
 
 def _untrained_file(settings: TrialSettings, data: TrialData, split: FoldSplit) -> Path | None:
-    """Returns where the accuracies of an untrained trunk are kept; None where each seed has others."""
+    """Returns where the accuracies of an untrained trunk are kept. It is None where each seed has others."""
     cache = data.trainval.cache
     if not settings.trunk.pretrained or not isinstance(cache, CachedImages):
         return None
@@ -134,7 +134,7 @@ def _baselines(
     notes: list[str],
     stop: StopSignals | None,
 ) -> dict[str, Any]:
-    """Returns the accuracies without training; the mean over folds where their initial weights differ."""
+    """Returns the accuracies without training. They are means over folds where initial weights differ."""
     embedder = []
     for fold in folds:
         raise_if_stopped(stop, f"the test of the untrained model of fold {fold}")

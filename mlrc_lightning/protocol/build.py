@@ -129,7 +129,7 @@ class TrialData:
 
     @property
     def num_features(self) -> int | None:
-        """Width of the features of a frozen trunk; None for a trunk that trains."""
+        """Width of the features of a frozen trunk. It is None for a trunk that trains."""
         return None if self.trainval.features is None else self.trainval.features.num_features
 
     @property
@@ -147,7 +147,7 @@ class TrialData:
         return self._test
 
     def _copies(self, folds: Sequence[FoldSplit]) -> dict[str, dict[str, int]]:
-        """Counts images with the same pixels; in a search those of test by their digests alone, where there are any.
+        """Counts images with the same pixels. In a search those of test by their digests alone, where there are any.
 
         The name of the counts says whether test was compared, so that they differ between runs where that did.
         """
@@ -280,7 +280,7 @@ def build(target: Target, path: str, *arguments: Any, **facts: Any) -> Any:
 
 
 def trunk_key(settings: TrialSettings) -> dict[str, Any]:
-    """Returns what a pretrained trunk is, as JSON; a weight file is what is in it, wherever it lies."""
+    """Returns what a pretrained trunk is, as JSON. A weight file is what is in it, wherever it lies."""
     pretrained = settings.trunk.pretrained
     is_file = isinstance(pretrained, str) and Path(pretrained).is_file()
     model = {
@@ -347,7 +347,7 @@ def train_transform(settings: TrialSettings) -> TrainTransform:
 def build_module(
     settings: TrialSettings, fold: int, num_train_classes: int | None, num_features: int | None = None
 ) -> EmbeddingModule:
-    """Builds the untrained module of a fold; its random weights depend on (seed, fold) alone.
+    """Builds the untrained module of a fold. Its random weights depend on (seed, fold) alone.
 
     Args:
         settings: Of the trial.
@@ -401,7 +401,7 @@ def build_module(
 
 
 def build_logger(settings: TrialSettings, folder: Path) -> Logger | None:
-    """Builds the logger of a fold, which writes to `folder`; None where none is asked for.
+    """Builds the logger of a fold, which writes to `folder`. It is None where none is asked for.
 
     What an interrupted training wrote there is removed: it is logged again from the fold's own state.
 
@@ -436,7 +436,7 @@ def _schedule(target: Target, path: str) -> Schedule:
 
 
 def build_trainer(settings: TrialSettings, folder: Path, **arguments: Any) -> pl.Trainer:
-    """Builds a Lightning Trainer that writes nothing by itself; in a rank of several, one of all of them.
+    """Builds a Lightning Trainer that writes nothing by itself. In a rank of several it is one of all of them.
 
     Raises:
         ConfigError: The hardware is not there, or cannot do what it should.
@@ -499,7 +499,7 @@ def go_on_at(trainer: pl.Trainer, datamodule: FoldDataModule, epoch: int, batch:
 
 
 def build_sampler(settings: TrialSettings, fold: int) -> Callable[[NDArray[np.int64], NDArray[np.int64]], Batches]:
-    """Returns what makes the batches of a fold from (labels, indices) of its training images; both (N,), int64."""
+    """Returns what makes the batches of a fold from (labels, indices) of its training images, both (N,), int64."""
     facts = {
         "samples_per_class": settings.loss.samples_per_class,
         "batch_size": settings.batch_size,
@@ -530,7 +530,10 @@ def build_datamodule(settings: TrialSettings, data: TrialData, split: FoldSplit)
 
 
 def clustering_seed(settings: TrialSettings) -> int:
-    """Returns the seed of the k-means for NMI and AMI, the same for all folds; below 2^31, as both libraries want."""
+    """Returns the seed of the k-means for NMI and AMI, the same for all folds.
+
+    It is below 2^31, as both libraries want.
+    """
     return _stream(settings.seed, 0, "clustering") % 2**31
 
 

@@ -23,7 +23,10 @@ from mlrc_lightning.training.module import EmbeddingModule
 
 
 def raise_if_stopped(stop: StopSignals | None, where: str) -> None:
-    """Raises TrialStopped where a rank has received a signal; a collective. What is finished is on disk already."""
+    """Raises TrialStopped where a rank has received a signal.
+
+    It is a collective. What is finished is on disk already.
+    """
     signum = 0 if stop is None else largest(stop.received)
     if signum:
         raise TrialStopped(signum, where)
@@ -171,7 +174,7 @@ def _embed(
     images: Indices,
     folder: Path,
 ) -> Tensor:
-    """Embeds some images in the order of their indices; (N, E), float32."""
+    """Embeds some images in the order of their indices, (N, E), float32."""
     loader = evaluation_loader(
         pixels, images, settings.transform.crop, settings.evaluation.batch_size, settings.trainer.num_workers
     )

@@ -82,7 +82,7 @@ def evaluate_on_test_classes(
 def evaluate_again(
     settings: TrialSettings, data: TrialData, folds: Sequence[FoldResult], folder: Path, split: Split
 ) -> EvaluationResult:
-    """Evaluates the kept models of a finished run once more, on any split; nothing is written.
+    """Evaluates the kept models of a finished run once more, on any split. It writes nothing.
 
     Each fold's model has validation and training images of its own, which other folds were trained on: there is no
     concatenated embedding of them.
@@ -112,7 +112,10 @@ def evaluate_again(
 
 
 def _store_figure_inputs(folder: Path, data: TrialData, embeddings: Tensor) -> None:
-    """Stores a projection of some test embeddings and a sheet of nearest images; nothing that no figure could show."""
+    """Stores a projection of some test embeddings and a sheet of nearest images.
+
+    What no figure could show is left out.
+    """
     images, values = data.test.cache.indices, embeddings.cpu().numpy()
     labels = data.images.labels[images]
     if len(values) < MIN_PROJECTED or len(np.unique(values, axis=0)) < MIN_PROJECTED:

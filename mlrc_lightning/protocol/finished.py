@@ -1,4 +1,4 @@
-"""What of a trial is finished already, and what a folder is tied to; imports no torch, so that a repeat is quick."""
+"""What of a trial is finished already, and what a folder is tied to. It imports no torch, so that a repeat is quick."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _IDENTITY_FILE = "identity.json"
 
 
 def finished_trial(settings: TrialSettings, folder: Path) -> TrialRecord | None:
-    """Returns the record of a trial that is finished in its folder; None where there is something left to do.
+    """Returns the record of a trial that is finished in its folder. It is None where there is something left to do.
 
     Raises:
         RecordError: Another process writes there, or the folder holds a trial with other settings.
@@ -31,7 +31,7 @@ def finished_trial(settings: TrialSettings, folder: Path) -> TrialRecord | None:
 
 
 def finished_in(folder: Path, settings: TrialSettings) -> TrialRecord | None:
-    """Claims a folder for a setting, and returns the record if the trial is finished; to be called by its only writer.
+    """Claims a folder for a setting, and returns the record if the trial is finished. It is called by its only writer.
 
     Raises:
         RecordError: The folder holds a trial with other settings; the message names what differs.
@@ -49,7 +49,7 @@ def finished_in(folder: Path, settings: TrialSettings) -> TrialRecord | None:
 
 
 def objective_values(record: TrialRecord) -> dict[str, list[float]]:
-    """Returns what a search maximises: validation MAP@R, one value a fold; without training that of the test."""
+    """Returns what a search maximises: validation MAP@R, one value a fold. Without training it is that of the test."""
     if not record.folds:
         assert record.test is not None
         return {MAP_AT_R: [record.test.separated[MAP_AT_R]]}

@@ -45,7 +45,7 @@ def _train_fold(settings: TrialSettings, fold: int, folder: Path, stop: StopSign
 
 
 def _run_fold(settings: TrialSettings, data: TrialData, fold: int, folder: Path, stop: StopSignals) -> FoldResult:
-    """Trains one fold and selects its model by validation MAP@R; returns at once where it is finished."""
+    """Trains one fold and selects its model by validation MAP@R. It returns at once where it is finished."""
     fold_folder = folder / f"fold_{fold}"
     fold_folder.mkdir(parents=True, exist_ok=True)
     is_writer = rank() == 0

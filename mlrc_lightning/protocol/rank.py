@@ -35,7 +35,7 @@ _TIMEOUT = timedelta(minutes=30)
 
 
 def main() -> None:
-    """Runs one rank, whose place is in the environment; leaves the reason of a failure where the parent looks."""
+    """Runs one rank, whose place is in the environment. It leaves the reason of a failure where the parent looks."""
     settings_file, folder = Path(sys.argv[1]), Path(sys.argv[2])
     number, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def _store(number: int, num_ranks: int) -> Store:
-    """Returns where the ranks meet; rank 0 serves it on the socket that the parent opened."""
+    """Returns where the ranks meet. Rank 0 serves it on the socket that the parent opened."""
     descriptor = os.environ.get(STORE_DESCRIPTOR) if number == 0 else None
     return TCPStore(
         os.environ["MASTER_ADDR"],

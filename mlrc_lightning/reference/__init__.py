@@ -1,4 +1,4 @@
-"""The paper's numbers as data: search spaces, optima, tables; each file's source is in README.md beside it."""
+"""The paper's numbers as data: search spaces, optima, tables. Each file's source is in README.md beside it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ PAPER_SETTINGS = {**PAPER_DATASETS, "cub200_batch256": "CUB200, batch 256"}
 
 @cache
 def rows(file: str) -> tuple[dict[str, str], ...]:
-    """Returns the rows of one of the CSV files, as text; do not change them."""
+    """Returns the rows of one of the CSV files, as text. Do not change them."""
     text = resources.files(__name__).joinpath(file).read_text(encoding="utf-8")
     return tuple(csv.DictReader(text.splitlines()))

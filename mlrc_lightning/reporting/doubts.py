@@ -11,8 +11,13 @@ MARK = "†"
 """Behind the name of a row whose figures have such a note."""
 
 
+def without_mark(title: str) -> str:
+    """Returns the title of a row, whether or not its figures have a note."""
+    return title.removesuffix(f" {MARK}")
+
+
 def doubts_of_run(record: TrialRecord) -> list[str]:
-    """Returns what is to be known of a finished run, a clause each; empty for an ordinary one."""
+    """Returns what is to be known of a finished run, a clause each. Empty for an ordinary one."""
     notes = [f"fold {fold.fold}: {doubt}" for fold in record.folds for doubt in doubts_of_fold(fold)]
     copies = record.dataset.get("copies") or record.dataset.get("copies_in_trainval") or {}
     if copies:
@@ -24,7 +29,7 @@ def doubts_of_run(record: TrialRecord) -> list[str]:
 
 
 def doubts_of_fold(fold: FoldResult) -> list[str]:
-    """Returns why a training may have learned nothing, a clause each; empty for one that learned."""
+    """Returns why a training may have learned nothing, a clause each. Empty for one that learned."""
     return training_doubts(fold.epochs, fold.selected_epoch)
 
 

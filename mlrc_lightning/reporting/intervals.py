@@ -82,7 +82,7 @@ def student_t_quantile(probability: float, degrees: int) -> float:
 
 
 def _within(t: float, degrees: int) -> float:
-    """Returns the probability that Student's t lies within ±t; Abramowitz and Stegun 26.7.3 and 26.7.4."""
+    """Returns the probability that Student's t lies within ±t, by Abramowitz and Stegun 26.7.3 and 26.7.4."""
     angle = math.atan(t / math.sqrt(degrees))
     sine, cosine = math.sin(angle), math.cos(angle)
     if degrees % 2:

@@ -13,7 +13,7 @@ from mlrc_lightning.errors import RecordError
 
 @dataclass(frozen=True)
 class Pair:
-    """One comparison, as it is stored: differences are fractions; None where there are too few runs or classes.
+    """One comparison, as it is stored: differences are fractions. It is None where there are too few runs or classes.
 
     Attributes:
         loss_a: As the tables call it.

@@ -41,7 +41,7 @@ class Choice:
 
     @cached_property
     def data(self) -> str | None:
-        """What most finished runs were trained on, with which precision; only runs that share it are compared."""
+        """What most finished runs were trained on, with which precision. Only runs that share it are compared."""
         complete = [run for run_set in [*self.baselines, *self.sets] for run in run_set.complete]
         return _most_frequent(_data(run.outcome) for run in complete)
 

@@ -84,7 +84,7 @@ def read_queries(path: Path) -> QueryResults:
         RecordError: The file is missing or damaged.
     """
     try:
-        found = read_npz(path)
+        found = read_npz(path, "the accuracies of single queries")
         names = ("correct_at_1", "r_precision", "average_precision_at_r")
         has_concatenated = f"{_CONCATENATED}r_precision" in found
         return QueryResults(

@@ -41,7 +41,7 @@ def _accuracies(key: str, values: Accuracies | None, *, selects: bool = True) ->
 
 @dataclass(frozen=True)
 class EpochResult:
-    """One epoch of one fold; validation figures where the epoch was validated.
+    """One epoch of one fold. It has validation figures where the epoch was validated.
 
     Attributes:
         epoch: From 1; 0 is the untrained model.
@@ -213,7 +213,7 @@ def read_json(path: Path, cls: type[T]) -> T:
 
 
 def read_run(path: Path) -> tuple[Path, TrialRecord]:
-    """Reads the record of a run; returns its folder too.
+    """Reads the record of a run. Returns its folder too.
 
     Args:
         path: Of the folder, or of the record in it.
@@ -236,7 +236,7 @@ def append_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:
 
 
 def read_evaluations(folder: Path) -> list[dict[str, Any]]:
-    """Returns every later use of the splits of a run, oldest first; a line that a crash cut off is no use."""
+    """Returns every later use of the splits of a run, oldest first. A line that a crash cut off is no use."""
     path = folder / EVALUATIONS_FILE
     if not path.exists():
         return []

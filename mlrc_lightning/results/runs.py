@@ -1,4 +1,4 @@
-"""Finds what searches and reproductions left under `outputs`, as plain data; imports neither torch nor numpy.
+"""Finds what searches and reproductions left under `outputs`, as plain data. It imports neither torch nor numpy.
 
 A search is read from its ledger alone, a run from its record: 56 searches of 50 trials take a fraction of a second.
 """
@@ -45,7 +45,7 @@ class Run:
 
     @cached_property
     def record(self) -> TrialRecord | None:
-        """The record with every epoch; None where the run has not ended.
+        """The record with every epoch. It is None where the run has not ended.
 
         Raises:
             RecordError: It is damaged, or of another place.
@@ -55,12 +55,15 @@ class Run:
 
     @cached_property
     def outcome(self) -> TrialRecord | None:
-        """The record without its epochs, which are most of its bytes; None where it has not ended or is damaged."""
+        """The record without its epochs, which are most of its bytes.
+
+        It is None where it has not ended or is damaged.
+        """
         return self._outcome_or_damage if isinstance(self._outcome_or_damage, TrialRecord) else None
 
     @property
     def damage(self) -> str | None:
-        """Why the record cannot be read; None where it can, or is not there."""
+        """Why the record cannot be read. It is None where it can, or is not there."""
         return self._outcome_or_damage if isinstance(self._outcome_or_damage, str) else None
 
     @cached_property
@@ -134,7 +137,7 @@ class RunSet:
 
 
 def run_sets(outputs: Path) -> list[RunSet]:
-    """Returns all sets of runs, in the order of their folders; records are read when they are asked for."""
+    """Returns all sets of runs, in the order of their folders. Records are read when they are asked for."""
     found = []
     for folder in sorted(outputs.glob("*/*/*/reproduce/*-*")):
         source, _, digest = folder.name.partition("-")
@@ -153,7 +156,7 @@ def run_of(folder: Path, outputs: Path) -> Run:
 
 
 def has_best_hyperparameters(run_set: RunSet, search: SearchResult) -> bool | None:
-    """Returns whether the runs are of the search's best trial as it stands; None where no run tells its own."""
+    """Returns whether the runs are of the search's best trial as it stands. It is None where no run tells its own."""
     best = search.best
     outcome = next((run.outcome for run in run_set.runs if run.outcome is not None), None)
     if best is None or outcome is None:
@@ -163,7 +166,7 @@ def has_best_hyperparameters(run_set: RunSet, search: SearchResult) -> bool | No
 
 
 def _num_planned(folder: Path) -> int:
-    """Returns how many runs were asked for last; 0 where nothing tells."""
+    """Returns how many runs were asked for last. It is 0 where nothing tells."""
     ledger = folder / LEDGER_NAME
     try:
         return search_state(ledger).max_trials if ledger.exists() else 0
@@ -172,7 +175,7 @@ def _num_planned(folder: Path) -> int:
 
 
 def _without_epochs(path: Path) -> TrialRecord:
-    """Reads a record but for its epochs; its long lists of classes are not checked one by one."""
+    """Reads a record but for its epochs. Its long lists of classes are not checked one by one."""
     content = read_plain_json(path)
     version = content.get("schema_version") if isinstance(content, Mapping) else None
     if version != SCHEMA_VERSION:

@@ -82,7 +82,7 @@ class SearchResult:
 
 
 def searches(outputs: Path) -> list[SearchResult]:
-    """Returns all searches that can be read, in the order of their folders; `damaged_searches` has the others."""
+    """Returns all searches that can be read, in the order of their folders. `damaged_searches` has the others."""
     found = []
     for path in _ledgers(outputs):
         try:

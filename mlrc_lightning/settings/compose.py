@@ -90,7 +90,7 @@ def _papers_rate() -> float:
 
 
 def prepare_hydra() -> None:
-    """Makes the interpolations of `conf/train.yaml` available, and Hydra quick; call before `hydra.main` runs.
+    """Makes the interpolations of `conf/train.yaml` available, and Hydra quick. Call before `hydra.main` runs.
 
     Each time that Hydra lists a config group it deep-copies its one ConfigStore with all that plugins stored there:
     0.5 s of `--help`. What the store hands out is a copy anyway.

@@ -1,4 +1,6 @@
-"""What a command line of `train.py` would be about: protocol, setting, budgets; composed once, then remembered.
+"""What a command line of `train.py` would be about: protocol, setting, budgets.
+
+It is composed once and then remembered.
 
 Composing takes longer than rendering a table. What it gives depends on the YAML files, the overrides and this package
 alone, so it is kept in a file until one of them changes.

@@ -46,7 +46,7 @@ def seed_of_run(root_seed: int, run: int) -> int:
 
 
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the part of a trial's settings that decides its figures; two runs with the same one are the same run.
+    """Returns the part of a trial's settings that decides its figures. Two runs with the same one are the same run.
 
     Places of files, hardware, the choice of folds and the stage are left out; precision and its like are not. So is
     where hyperparameters come from: their values count, and are among the loss's. Without training the loss does not.
@@ -118,7 +118,7 @@ def _protocols_sampler() -> Any:
 
 
 def _trunk(trunk: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the trunk's settings with a weight file named without its folder; what is as usual is left out."""
+    """Returns the trunk's settings with a weight file named without its folder. What is as usual is left out."""
     if not trunk.get("frozen", False):
         trunk = {key: value for key, value in trunk.items() if key not in ("frozen", "views")}
 

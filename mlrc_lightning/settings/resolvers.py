@@ -34,7 +34,7 @@ _PROTOCOL_KEYS = ("trunk", "transform", "embedder", "optimizer", "schedule")
 
 
 def register_resolvers() -> None:
-    """Makes the interpolations of `conf/train.yaml` available; call before Hydra composes."""
+    """Makes the interpolations of `conf/train.yaml` available. Call before Hydra composes."""
     resolvers: dict[str, Callable[..., Any]] = {
         "mlrc.setting": _setting,
         "mlrc.protocol_id": _protocol_id,
@@ -117,7 +117,10 @@ def _run_space(*, _root_: DictConfig) -> Any:
 
 
 def _is_of_several_sets(cfg: DictConfig) -> bool:
-    """Returns whether the command line makes several sweeps, of losses say; this is the configuration before them."""
+    """Returns whether the command line makes several sweeps, of losses say.
+
+    This one is the configuration before them.
+    """
     overrides = OverridesParser.create().parse_overrides(list(cfg.hydra.overrides.task))
     return any(o.is_sweep_override() and o.key_or_group in cfg.hydra.sweeper.search_per for o in overrides)
 
@@ -129,7 +132,7 @@ def _search_space(*, _root_: DictConfig) -> Any:
 
 
 def _search_method(*, _root_: DictConfig) -> str:
-    """Bayesian; or each point once, where the space is a list that the budget exhausts (FastAP at batch 32)."""
+    """Returns Bayesian, or each point once where the budget exhausts a list (FastAP at batch 32)."""
     num_points = _num_points(_root_)
     return "fast" if num_points is None or num_points > _root_.max_trials else "grid"
 
@@ -140,7 +143,7 @@ def _max_trials(budget: int, *, _root_: DictConfig) -> int:
 
 
 def _num_points(cfg: DictConfig) -> int | None:
-    """Returns how many settings a search space of choices alone has; None for any other space."""
+    """Returns how many settings a search space of choices alone has. It is None for any other space."""
     space = cfg.search_space
     if not space or any(entry["type"] != "choice" for entry in space.values()):
         return None

@@ -109,7 +109,7 @@ class LossSettings:
 
 @dataclass(frozen=True)
 class HyperparameterSettings:
-    """Where the loss's hyperparameters come from; the values themselves are in `loss`.
+    """Where the loss's hyperparameters come from. The values themselves are in `loss`.
 
     Attributes:
         name: default, paper or search.
@@ -207,7 +207,7 @@ class ScheduleSettings:
 
 @dataclass(frozen=True)
 class SchedulerSettings:
-    """Learning-rate schedulers: of trunk and embedder, and of the loss's own parameters; None: constant rates.
+    """Learning-rate schedulers: of trunk and embedder, and of the loss's own parameters. None means constant rates.
 
     Each is a class of `torch.optim.lr_scheduler` with its arguments, and `interval`: when it is stepped.
     """
@@ -225,7 +225,7 @@ class SchedulerSettings:
 
 @dataclass(frozen=True)
 class GradientClipSettings:
-    """Largest norm of the gradient of trunk and embedder, and of the loss's own parameters; None: no limit."""
+    """Largest norm of the gradient of trunk and embedder, and of the loss's own parameters. None means no limit."""
 
     model: float | None
     loss: float | None
@@ -434,7 +434,7 @@ class TrialSettings:
 
     @property
     def folds(self) -> tuple[int, ...]:
-        """The folds to run, ascending; empty where `fold` names none."""
+        """The folds to run, ascending. It is empty where `fold` names none."""
         if isinstance(self.fold, str):
             return tuple(range(self.split.num_folds)) if self.fold == ALL_FOLDS else ()
         return tuple(sorted(self.fold)) if isinstance(self.fold, tuple) else (self.fold,)

@@ -92,7 +92,7 @@ class FoldCheckpoint(pl.callbacks.Checkpoint):
         return {part: self.folder / f"{part}_epoch{self.selection.selected_epoch}.safetensors" for part in self._parts}
 
     def resume(self, module: EmbeddingModule) -> bool:
-        """Takes up the state of an interrupted training; returns whether there was one.
+        """Takes up the state of an interrupted training. Returns whether there was one.
 
         Raises:
             RecordError: The file is damaged or of another model.
@@ -173,7 +173,7 @@ class FoldCheckpoint(pl.callbacks.Checkpoint):
             raise TrialStopped(signum, where)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Records the epoch; on a validated one selects, saves and decides whether to stop."""
+        """Records the epoch. On a validated one it selects, saves and decides whether to stop."""
         assert isinstance(pl_module, EmbeddingModule)
         epoch = trainer.current_epoch + 1
         seconds = time.monotonic() - self._epoch_began

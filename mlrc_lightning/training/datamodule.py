@@ -66,7 +66,7 @@ class ResidentPixels:
         self._pixels: Tensor | None = None
 
     def on(self, device: torch.device) -> Tensor:
-        """Returns them, moved there by the first call; (P, 3), uint8. In the memory of the CPU it is the file itself.
+        """Returns them, moved there by the first call, (P, 3), uint8. In the memory of the CPU it is the file itself.
 
         Raises:
             ConfigError: The device has too little free memory.
@@ -164,7 +164,7 @@ class _EvaluationImages(Dataset[EvaluationBatch]):
 
 
 class _Blocks(Sampler[list[int]]):
-    """Consecutive blocks of indices, in order, the last one shorter; those of this rank."""
+    """Consecutive blocks of indices, in order, the last one shorter, of this rank."""
 
     def __init__(self, indices: NDArray[np.int64], batch_size: int) -> None:
         blocks = [indices[i : i + batch_size].tolist() for i in range(0, len(indices), batch_size)]
@@ -178,14 +178,16 @@ class _Blocks(Sampler[list[int]]):
 
 
 def own_images(indices: Indices, batch_size: int) -> Tensor:
-    """Returns which of some images this rank embeds, in the order of `evaluation_loader`; (n,), int64."""
+    """Returns which of some images this rank embeds, in the order of `evaluation_loader`, (n,), int64."""
     return torch.tensor([index for block in _Blocks(indices, batch_size) for index in block])
 
 
 def evaluation_loader(
     pixels: Pixels, indices: Indices, crop: int, batch_size: int, num_workers: int
 ) -> DataLoader[EvaluationBatch]:
-    """Returns some images, centre-cropped, in the order of their indices, which ascend; this rank's batches of them.
+    """Returns some images, centre-cropped, in the order of their indices, which ascend.
+
+    A rank returns its own batches of them.
 
     Raises:
         KeyError: An image is not among those that `pixels` holds.
@@ -298,7 +300,7 @@ def _outlive_sigterm(worker: int) -> None:
 
 
 def _free_bytes(device: torch.device) -> int | None:
-    """Returns the free memory of a GPU; None where it is not limited, or not known."""
+    """Returns the free memory of a GPU. It is None where it is not limited, or not known."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 

@@ -68,7 +68,7 @@ class CachedFeatures:
     trunk_digest: str
 
     def open(self) -> NDArray[np.float32]:
-        """Maps the features into memory; pages are shared by all processes that do so."""
+        """Maps the features into memory. Pages are shared by all processes that do so."""
         shape = (len(self.indices), 1 + self.num_views, self.num_features)
         return np.memmap(self.file, dtype=np.float32, mode="r", shape=shape).view(np.ndarray)
 
@@ -263,7 +263,7 @@ def _compute(
 
 
 def _forward(trunk: Trunk, images: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """Returns features on the host; (B, H, W, 3) uint8 → (B, F), float32."""
+    """Returns features on the host, (B, H, W, 3) uint8 → (B, F), float32."""
     with torch.inference_mode():
         # channels stay last in memory, which halves the time of depthwise convolutions on a CPU
         features: Tensor = trunk(torch.from_numpy(images).to(device).permute(0, 3, 1, 2))

@@ -34,7 +34,7 @@ class ProxyNCALoss(losses.ProxyNCALoss):  # type: ignore[misc]
         reference_labels: Tensor,
         indices_tuple: Any,
     ) -> dict[str, Any]:
-        """Returns -log softmax of -scale x squared distance to the own proxy; (B, E), (C, E), (B,), (C,) → (B,)."""
+        """Returns -log softmax of -scale x squared distance to the own proxy, (B, E), (C, E), (B,), (C,) → (B,)."""
         weights = loss_and_miner_utils.convert_to_weights(indices_tuple, query_labels, dtype=query.dtype)
         log_probabilities = log_softmax(-self.softmax_scale * self.distance(query, reference), dim=1)
         is_other = query_labels.unsqueeze(1) != reference_labels.unsqueeze(0)
@@ -56,7 +56,7 @@ class NTXentLoss(losses.NTXentLoss):  # type: ignore[misc]
     FLOOR = 1e-20
 
     def _compute_loss(self, pos_pairs: Tensor, neg_pairs: Tensor, indices_tuple: Any) -> dict[str, Any]:
-        """Returns the loss of each positive pair among the negatives of its anchor; (P,), (N,) → (P,)."""
+        """Returns the loss of each positive pair among the negatives of its anchor, (P,), (N,) → (P,)."""
         anchors, positives, anchors_of_negatives, _ = indices_tuple
         if len(anchors) == 0 or len(anchors_of_negatives) == 0:
             zero: dict[str, Any] = self.zero_losses()
@@ -120,7 +120,7 @@ class SoftTripleLoss(losses.SoftTripleLoss):  # type: ignore[misc]
 
 
 class MeanCenterDistance(nn.Module):
-    """Mean Euclidean distance between normalised centres of the same class; 0 where a class uses one place only.
+    """Mean Euclidean distance between normalised centres of the same class. It is 0 where a class uses one place only.
 
     Args:
         centers_per_class: K, at least 2.
@@ -134,7 +134,7 @@ class MeanCenterDistance(nn.Module):
         self.centers_per_class = centers_per_class
 
     def forward(self, centers: Tensor) -> Tensor:
-        """Returns the mean over all pairs; (C x K, E), the centres of a class together → ()."""
+        """Returns the mean over all pairs, (C x K, E), the centres of a class together → ()."""
         of_class = normalize(centers, dim=1).view(-1, self.centers_per_class, centers.shape[1])
         first, second = torch.triu_indices(self.centers_per_class, self.centers_per_class, offset=1).unbind()
         similarities = (of_class @ of_class.transpose(1, 2))[:, first, second]

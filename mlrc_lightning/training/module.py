@@ -141,13 +141,13 @@ class EmbeddingModule(pl.LightningModule):
         self._val_batches: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embeds images; (B, 3, H, W) uint8 RGB → (B, E), float32, of length 1."""
+        """Embeds images, (B, 3, H, W) uint8 RGB → (B, E), float32, of length 1."""
         embeddings: Tensor = self.embedder(self.trunk(images.contiguous(memory_format=self._memory_format)))
         with torch.autocast(device_type=embeddings.device.type, enabled=False):
             return unit_rows(embeddings.float())
 
     def train(self, mode: bool = True) -> EmbeddingModule:
-        """Sets the mode; the trunk's BatchNorm stays in eval mode where it is frozen."""
+        """Sets the mode. The trunk's BatchNorm stays in eval mode where it is frozen."""
         super().train(mode)
         if self._frozen_batchnorm:
             freeze_batchnorm(self.trunk)
@@ -159,7 +159,7 @@ class EmbeddingModule(pl.LightningModule):
         self._is_validated = False
 
     def configure_optimizers(self) -> Optimizer:
-        """Returns one optimizer with two groups: trunk and embedder; the loss's own parameters.
+        """Returns one optimizer with two groups: that of trunk and embedder, and that of the loss's own parameters.
 
         Its update is per parameter, so that groups are the same as the original's three optimizers. Schedulers and
         clipping are a group's own. The schedulers are stepped here and not by Lightning, which takes none of a group.
@@ -199,7 +199,7 @@ class EmbeddingModule(pl.LightningModule):
                 self.update(optimizer, scaler)
 
     def batch_loss(self, batch: LabeledBatch) -> Tensor:
-        """Returns the loss of one batch; its mean is taken once an epoch, without waiting for the device.
+        """Returns the loss of one batch. Its mean is taken once an epoch, without waiting for the device.
 
         On several ranks `batch` has this rank's images and everyone's labels; the loss is that of the whole batch.
         """
@@ -267,12 +267,12 @@ class EmbeddingModule(pl.LightningModule):
         self._val_batches = []
 
     def validation_step(self, batch: EvaluationBatch, batch_index: int) -> None:
-        """Embeds one batch of validation images; nothing here may wait for another rank, which may have fewer."""
+        """Embeds one batch of validation images. Nothing here may wait for another rank, which may have fewer."""
         images, labels, indices = batch
         self._val_batches.append((self(images), labels, indices))
 
     def on_validation_epoch_end(self) -> None:
-        """Computes the accuracies of all validation images; they query each other."""
+        """Computes the accuracies of all validation images. They query each other."""
         embeddings, labels, indices = (torch.cat(parts) for parts in zip(*self._val_batches, strict=True))
         self._val_batches = []
         embeddings, labels = gather_in_order(embeddings, indices), gather_in_order(labels, indices)
@@ -286,7 +286,7 @@ class EmbeddingModule(pl.LightningModule):
         self.log_dict({f"val/{name}": value for name, value in self.val_accuracies.items()})
 
     def predict_step(self, batch: EvaluationBatch, batch_index: int = 0) -> Tensor:
-        """Embeds one batch; (B, E)."""
+        """Embeds one batch, (B, E)."""
         embeddings: Tensor = self(batch[0])
         return embeddings
 

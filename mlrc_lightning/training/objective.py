@@ -23,7 +23,7 @@ class Objective(nn.Module):
         self.miner = miner
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Returns the loss; (B, E) L2-normalised, (B,) class positions in 0 to C-1 → ()."""
+        """Returns the loss, (B, E) L2-normalised, (B,) class positions in 0 to C-1 → ()."""
         with torch.autocast(device_type=embeddings.device.type, enabled=False):
             embeddings = embeddings.float()
             if self.miner is None:

@@ -44,7 +44,7 @@ class EpochLog:
         self._logger = logger
 
     def add(self, result: EpochResult, learning_rates: Mapping[str, float]) -> None:
-        """Takes one epoch and the learning rates it began with; what it does not have is left out of its row."""
+        """Takes one epoch and the learning rates it began with. What it does not have is left out of its row."""
         row: dict[str, float] = {"epoch": result.epoch}
         if result.train_loss is not None:
             row |= {"train/loss": result.train_loss}

@@ -34,7 +34,7 @@ class Selection:
     selected_score: float = float("-inf")
 
     def update(self, epoch: int, score: float) -> bool:
-        """Takes the score of an epoch; returns whether its model is the selected one from now on."""
+        """Takes the score of an epoch. Returns whether its model is the selected one from now on."""
         if self.best_epoch is None or score > self.best_score:
             self.best_epoch, self.best_score = epoch, score
         if epoch > UNTRAINED_EPOCH and (self.selected_epoch is None or score > self.selected_score):

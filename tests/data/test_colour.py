@@ -158,6 +158,7 @@ def test_exif_is_part_of_the_identity(compose_config):
     assert compose_config("loss=triplet").run_set == compose_config("loss=triplet", "dataset.exif=ignore").run_set
 
 
+@pytest.mark.slow
 def test_exif_reaches_the_pixels_and_has_a_cache_of_its_own(settings, compose_config, image_folder, tmp_path):
     for path in image_folder.rglob("*.jpg"):
         exif = Image.Exif()

@@ -188,7 +188,7 @@ def test_queries_of_a_gallery_are_named_in_the_order_of_their_results():
 
 
 def test_damaged_or_missing_per_query_results_are_refused_by_name(tmp_path):
-    with pytest.raises(RecordError, match="expected the accuracies of single queries, found none"):
+    with pytest.raises(RecordError, match="expected the accuracies of single queries, found no file"):
         read_queries(tmp_path / QUERIES_FILE)
     for content in (b"", b"PK\x03\x04 cut off", b"no archive"):
         (tmp_path / QUERIES_FILE).write_bytes(content)

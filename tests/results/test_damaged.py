@@ -62,6 +62,7 @@ def test_damaged_run_is_listed_and_the_others_count(outputs, damage):
     assert str(run_set.folder / "1" / "record.json") in reason
 
 
+@pytest.mark.slow
 def test_commands_go_on_and_exit_with_1(outputs, capsys):
     (run_set,) = run_sets(outputs)
     DAMAGES["accuracy of 17"](run_set.folder / "1" / "record.json")

@@ -13,7 +13,13 @@ from hydra_plugins.mlrc_ax_sweeper._ledger import Ledger, SearchLock, repair
 from mlrc_sweeper import DamagedLedgerError, SweepError, read
 from tests.reporting.tables.fakes import METRICS, signature
 
-HEADER = {"created": "ä\n", "versions": {}, "max_trials": 2, "seed": 7, "signature": signature({})}
+HEADER = {
+    "created": "2026-01-01T00:00:00+00:00",
+    "versions": {"ä\n": "1"},
+    "max_trials": 2,
+    "seed": 7,
+    "signature": signature({}),
+}
 PROPOSED = {"trial": 0, "parameters": {"x": 0.1 + 0.2}, "generator": "Sobol"}
 RESULT = {"trial": 0, "replicate": 0, "job": 0, "seconds": 1.0}
 

@@ -27,7 +27,7 @@ Table = tuple[list[Path], list[int]]
 
 
 class Cars196(ImageFiles):
-    """Reads the images that the annotations list; classes in the order of their ids.
+    """Reads the images that the annotations list. Classes are in the order of their ids.
 
     Args:
         root: A folder with one of the layouts, or the folder above it:
@@ -105,7 +105,7 @@ def _read_devkit(folder: Path) -> Table:
 
 
 def _read_class_folders(folder: Path) -> Table:
-    """Reads rows of file, four corners, class id; the folder is the id's line in names.csv, slashes as dashes."""
+    """Reads rows of file, four corners, class id. The folder is the id's line in names.csv, slashes as dashes."""
     models = (folder / "names.csv").read_text(encoding="utf-8").splitlines()
     paths, labels = [], []
     for part in ("train", "test"):
@@ -149,7 +149,7 @@ def _annotations(table: Path, name_field: str) -> tuple[list[str], list[int]]:
 
 
 def _layout_in(root: Path) -> tuple[Path, _Layout] | None:
-    """Returns the folder with a complete layout, and the layout; the root comes before the folders in it."""
+    """Returns the folder with a complete layout, and the layout. The root comes before the folders in it."""
     if not root.is_dir():
         return None
     folders = [root, *sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))]

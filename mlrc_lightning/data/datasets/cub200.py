@@ -18,7 +18,7 @@ _PREPARE = "python -m mlrc_lightning prepare dataset=cub200"
 
 
 class CUB200(ImageFolder):
-    """Reads images/NNN.Species/file.jpg; species in alphabetical order, which is that of their numbers.
+    """Reads images/NNN.Species/file.jpg. Species are in alphabetical order, which is that of their numbers.
 
     Where `images.txt` is there as well, the images must be exactly those that it lists.
 

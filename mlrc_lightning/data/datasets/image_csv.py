@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import csv as csv_module
 import io
-import re
+import unicodedata
 from pathlib import Path
 
 from mlrc_lightning.data.images import ImageFiles
-from mlrc_lightning.data.labels import as_integers
+from mlrc_lightning.data.labels import as_integers, is_integer
 from mlrc_lightning.errors import DatasetError
 from mlrc_lightning.reading import shortened
 
 
 class ImageCsv(ImageFiles):
-    """Reads a CSV with the columns path and label; other columns are left alone, but for two.
+    """Reads a CSV with the columns path and label. Other columns are left alone, but for two.
 
     `split` says what `split=predefined` does with an image, `class_name` what figures and lists call its class. Labels
     that are all written as integers are (`10`, not `010` or `10.0`) sort numerically, others are text and sort
@@ -94,18 +94,17 @@ def _lines(table: Path) -> io.StringIO:
 
 
 def _problem(path: str | None, label: str | None) -> str | None:
-    """Returns what was expected of a row and what was found; None where it is right."""
+    """Returns what was expected of a row and what was found. It is None where it is right."""
     if not path or not label or not label.strip():
         return f"a path and a label, found {shortened(path)} and {shortened(label)}"
     for name, text in (("path", path), ("label", label)):
-        if not text.isprintable():
+        if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
             return f"a {name} of printable characters, found {shortened(text)}"
     if any(len(part.encode()) > _LONGEST for part in (*path.split("/"), label)):
         return f"names of at most {_LONGEST} bytes, found a longer one in {shortened(path)} or {shortened(label)}"
     if label.strip().lower() in ("nan", "inf", "-inf"):
         return f"a label, found {label}"
-    number = _INTEGER.fullmatch(label)
-    if number is not None and (label.startswith("-") or len(label) > _DIGITS):
+    if is_integer(label) and (label.startswith("-") or len(label) > _DIGITS):
         return f"a name, or a number from 0 with at most {_DIGITS} digits, as label, found {shortened(label)}"
     return None
 
@@ -113,4 +112,3 @@ def _problem(path: str | None, label: str | None) -> str | None:
 _LONGEST = 255
 """Bytes of a file name on the file systems in use."""
 _DIGITS = 18
-_INTEGER = re.compile("[+-]?[0-9]+")

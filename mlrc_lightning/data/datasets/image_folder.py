@@ -10,7 +10,7 @@ from mlrc_lightning.errors import DatasetError
 
 
 class ImageFolder(ImageFiles):
-    """Reads root/class/image and root/class/…/image; classes in alphabetical order, as the paper's CUB200.
+    """Reads root/class/image and root/class/…/image. Classes are in alphabetical order, as the paper's CUB200.
 
     What is not read is counted in the log by suffix and reason.
 

@@ -21,7 +21,7 @@ _PREPARE = "python -m mlrc_lightning prepare dataset=inaturalist2018"
 
 
 class INaturalist2018(ImageFiles):
-    """Reads the images that the two lists of the split name, the training list first; a class is a species.
+    """Reads the images that the two lists of the split name, the training list first. A class is a species.
 
     A line is train_val2018/GROUP/SPECIES/file.jpg; species are numbered, and in the order of their numbers.
 

@@ -20,7 +20,7 @@ _PREPARE = "python -m mlrc_lightning prepare dataset=inshop"
 
 
 class InShopClothes(ImageFiles):
-    """Reads the images that list_eval_partition.txt lists, in its order; a class is an item, ordered by its id.
+    """Reads the images that list_eval_partition.txt lists, in its order. A class is an item, ordered by its id.
 
     Its own split: 3,997 items to train and validate on, and 3,985 others whose query images search the gallery images.
 

@@ -18,7 +18,7 @@ NUM_IMAGES = 19_280
 
 
 class Omniglot(ImageFiles):
-    """Reads ALPHABET/characterNN/DDDD_SS.png; a class is one character of one alphabet, in alphabetical order.
+    """Reads ALPHABET/characterNN/DDDD_SS.png. A class is one character of one alphabet, in alphabetical order.
 
     Args:
         root: Folder of the alphabets, or the folder above it (`images_background`).
@@ -57,7 +57,7 @@ class Omniglot(ImageFiles):
 
     @classmethod
     def prepare(cls, root: str, archive: str | None = None) -> None:
-        """Extracts the archive where the images are not there yet; a broken extraction leaves nothing behind.
+        """Extracts the archive where the images are not there yet. A broken extraction leaves nothing behind.
 
         Raises:
             DatasetError: The archive is missing, damaged, names files outside its folder, unpacks to too much, or the

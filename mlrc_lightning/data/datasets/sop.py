@@ -19,7 +19,7 @@ _PREPARE = "python -m mlrc_lightning prepare dataset=sop"
 
 
 class StanfordOnlineProducts(ImageFiles):
-    """Reads the images that Ebay_train.txt and Ebay_test.txt list, in this order; a class is a product's class_id.
+    """Reads the images that Ebay_train.txt and Ebay_test.txt list, in this order. A class is a product's class_id.
 
     The protocol halves the classes itself, 11,317 each, one class off the halves of the two files, which are the
     dataset's own split.

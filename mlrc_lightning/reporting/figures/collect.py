@@ -82,7 +82,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Lacking:
-    """Why a figure, or a part of it, is not drawn, and what to do; or what could not be read."""
+    """Why a figure, or a part of it, is not drawn, and what to do. Or what could not be read."""
 
     text: str
     is_damaged: bool = False
@@ -487,7 +487,7 @@ def _place(outputs: Path, path: Path) -> str:
 
 
 def _paper(embedding: str) -> dict[tuple[str, str, str], Interval]:
-    """Returns the paper's means by dataset, loss and metric, in per cent; they are over 10 runs."""
+    """Returns the paper's means by dataset, loss and metric, in per cent. They are over 10 runs."""
     return {
         (row["dataset"], row["loss"], row["metric"]): Interval(
             float(row["mean"]), float(row["ci95"]) if row["ci95"] else None, 10

@@ -21,7 +21,7 @@ _COLORS = LinearSegmentedColormap.from_list("effect", matplotlib.colormaps["PuOr
 
 
 def stars(p_holm: float | None) -> str:
-    """Returns the stars of a corrected p-value; none if not significant, or not tested."""
+    """Returns the stars of a corrected p-value. There are none if it is not significant, or not tested."""
     return next((text for level, text in LEVELS if p_holm is not None and p_holm <= level), "")
 
 
@@ -85,6 +85,6 @@ def pairwise_heat_map(title: str, losses: Sequence[str], tests: Sequence[Pair]) 
 
 
 def _luminance(color: Sequence[float]) -> float:
-    """Returns the relative luminance of an sRGB colour; below 0.18 white text stands out more than black (WCAG 2)."""
+    """Returns the relative luminance of an sRGB colour. Below 0.18 white text stands out more than black (WCAG 2)."""
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in color[:3]]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

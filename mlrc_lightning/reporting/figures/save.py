@@ -1,4 +1,4 @@
-"""A figure as PNG, SVG, and an HTML page that needs nothing else; the same figure gives the same bytes."""
+"""A figure as PNG, SVG, and an HTML page that needs nothing else. The same figure gives the same bytes."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ g[id^="heading-"] {{ display: none; }}
 
 
 def save(figure: Figure, path: Path, title: str, description: str, formats: tuple[str, ...] = FORMATS) -> list[Path]:
-    """Writes a figure in some formats; returns the files.
+    """Writes a figure in some formats. Returns the files.
 
     Args:
         figure: From one of the functions of this package.

@@ -1,4 +1,4 @@
-"""Small plots as SVG text, a few hundred bytes each, in the colours of the page; `figures` draws the large ones."""
+"""Small plots as SVG text, a few hundred bytes each, in the colours of the page. `figures` draws the large ones."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def learning_curves(fold: FoldResult, label: str) -> str:
 
 
 class _Scale:
-    """Maps values onto heights, the lowest value to `low`, the highest to `high`; a single value to the middle."""
+    """Maps values onto heights, the lowest value to `low`, the highest to `high`. A single value goes to the middle."""
 
     def __init__(self, values: Sequence[float], low: float, high: float) -> None:
         self.least, self.most = (min(values), max(values)) if values else (0.0, 1.0)

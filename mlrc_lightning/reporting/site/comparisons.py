@@ -9,6 +9,7 @@ from pathlib import Path
 import mlrc_lightning.reporting.statistics.comparison
 from mlrc_lightning.files import read_plain_json, write_bytes, write_json
 from mlrc_lightning.names import MAP_AT_R, METRICS, PAIRWISE_FILE, QUERIES_FILE
+from mlrc_lightning.reporting.doubts import without_mark
 from mlrc_lightning.reporting.pairs import Pair, as_csv, read_pairs
 from mlrc_lightning.reporting.statistics import Embedding, Metric, pairwise, read_query_results
 from mlrc_lightning.reporting.tables.catalog import BASELINES
@@ -135,7 +136,7 @@ def signed(value: float) -> str:
 
 
 def p_text(p: float | None) -> str:
-    """Returns a p-value to four digits; a dash where there is no test."""
+    """Returns a p-value to four digits. It is a dash where there is no test."""
     if p is None:
         return "–"
     return "<0.0001" if p < 0.0001 else f"{p:.4f}"
@@ -146,7 +147,7 @@ def _runs(page: Page, embedding: str, metric: str) -> dict[str, tuple[str, ...]]
     baselines = {row.name for row in BASELINES}
     wanted = f"test.{embedding}.{metric}"
     return {
-        row.title: cell.provenance.folders
+        without_mark(row.title): cell.provenance.folders
         for table in page.tables
         for row in table.rows
         for cell in row.cells

@@ -124,7 +124,7 @@ def setting_title(name: str) -> str:
 
 
 def loss_title(name: str) -> str:
-    """Returns a loss's name as the tables have it; of what needs no training, that."""
+    """Returns a loss's name as the tables have it. What needs no training is called so."""
     return "Without training" if name == UNTRAINED else title_of(name)
 
 
@@ -198,7 +198,10 @@ def _composition(
 
 
 def _experiments(outputs: Path) -> dict[tuple[str, str], Composition]:
-    """Returns the configured experiments outside the paper by protocol and setting; of two, the larger budget."""
+    """Returns the configured experiments outside the paper by protocol and setting.
+
+    Of two, the larger budget counts.
+    """
     found: dict[tuple[str, str], Composition] = {}
     for path in sorted((config_folder() / "experiment").glob("*.yaml")):
         composed = compose(overrides_of(path.stem), outputs)

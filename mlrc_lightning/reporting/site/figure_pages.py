@@ -53,7 +53,7 @@ def figures_document(outputs: Path, sets: Sequence[RunSet]) -> str:
 
 
 def heat_map(found: Comparisons, title: str) -> str:
-    """Returns the heat map of all pairs as HTML; empty where there are none."""
+    """Returns the heat map of all pairs as HTML. It is empty where there are none."""
     if not found.pairs:
         return ""
     title = f"Pairwise tests: {title}"

@@ -1,4 +1,4 @@
-"""The frame of every page: head, navigation, heading; and how pages name each other."""
+"""The frame of every page: head, navigation, heading, and how pages name each other."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def text(words: object) -> str:
 
 
 def url(target: str, page: str) -> str:
-    """Returns the address of a file of the report as seen from a page of it; both are paths below the report.
+    """Returns the address of a file of the report as seen from a page of it. Both are paths below the report.
 
     Args:
         target: Whatever its folders are called.
@@ -36,7 +36,7 @@ def url(target: str, page: str) -> str:
 
 
 def link(target: str, page: str, words: object) -> str:
-    """Returns a link to a file of the report; see `url`."""
+    """Returns a link to a file of the report. See `url`."""
     return f'<a href="{url(target, page)}">{text(words)}</a>'
 
 
@@ -124,5 +124,5 @@ def table(
 
 
 def pairs(entries: Iterable[tuple[str, str]]) -> str:
-    """Returns names and values as a list; values are HTML."""
+    """Returns names and values as a list. The values are HTML."""
     return "<dl>" + "".join(f"<div><dt>{text(name)}</dt><dd>{value}</dd></div>" for name, value in entries) + "</dl>"

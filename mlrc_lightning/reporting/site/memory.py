@@ -35,7 +35,7 @@ def state(outputs: Path) -> str:
 
 
 def is_made_of(outputs: Path, found: str) -> Path | None:
-    """Returns the first page of the report if it is there, as it was made, of what is there now; None otherwise.
+    """Returns the first page of the report if it is there, as it was made, of what is there now. It is None otherwise.
 
     Args:
         outputs: Folder of results.
@@ -63,7 +63,7 @@ def _digest(lines: list[str]) -> str:
 
 
 def _files(folder: Path, without: Collection[str]) -> Iterator[str]:
-    """Yields path, size and time of change of every file, in a fixed order; `without` are names, or whole paths."""
+    """Yields path, size and time of change of every file, in a fixed order. `without` are names, or whole paths."""
     pending, seen = [str(folder)], set()
     while pending:
         path = pending.pop()

@@ -134,7 +134,7 @@ def run_document(
 
 
 def _drawn(contents: Contents, name: str, draw: Callable[[Path], str]) -> str:
-    """Returns a drawing of stored arrays; of those that are damaged the reason, which the overview lists too."""
+    """Returns a drawing of stored arrays. Of those that are damaged the reason, which the overview lists too."""
     try:
         return draw(contents.outputs / name)
     except RecordError as error:

@@ -168,7 +168,7 @@ def _is_inside(folder: Path, path: Path) -> bool:
 
 
 def _write(folder: Path, path: Path, content: bytes) -> None:
-    """Writes a file of the report unless it is so already; a build that was cut off is simply repeated."""
+    """Writes a file of the report unless it is so already. A build that was cut off is simply repeated."""
     if not _is_inside(folder, path) or path.is_symlink():
         raise RecordError(f"{path}: expected a file of the report, found a link. Remove it.")
     if path.is_file() and path.read_bytes() == content:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mlrc_lightning.errors import RecordError
 from mlrc_lightning.names import MAP_AT_R
+from mlrc_lightning.reporting.doubts import without_mark
 from mlrc_lightning.reporting.statistics import search_variance, variance_components
 from mlrc_lightning.reporting.tables.catalog import BASELINES
 from mlrc_lightning.reporting.tables.cells import Accuracy, Page
@@ -65,7 +66,7 @@ def spreads(page: Page, outputs: Path, sets: Sequence[RunSet], searches: Sequenc
                     assert outcome.test is not None
                     folds = outcome.test.separated_folds
                     scores.append([float(folds[fold][MAP_AT_R]) for fold in sorted(folds, key=int)])
-                found.append(_spread(row.title, scores, _scores_of_searches(choice, row.name)))
+                found.append(_spread(without_mark(row.title), scores, _scores_of_searches(choice, row.name)))
     return found
 
 

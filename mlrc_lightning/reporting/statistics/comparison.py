@@ -77,7 +77,7 @@ _ZERO = 1e-12
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """Loss a against loss b; differences and errors are fractions, as accuracies are.
+    """Loss a against loss b. Differences and errors are fractions, as accuracies are.
 
     Attributes:
         loss_a: Its name.
@@ -133,7 +133,7 @@ class PairwiseRow:
 def paired_comparison(
     a: QueryResults, b: QueryResults, *, confidence: float = 0.95, replicates: int = REPLICATES, seed: int = 0
 ) -> PairedComparison:
-    """Compares two losses on the same test queries; see the module's docstring for the method.
+    """Compares two losses on the same test queries. See the module's docstring for the method.
 
     Args:
         a: Runs of one loss.
@@ -255,7 +255,7 @@ def _refuse_different_queries(losses: Sequence[QueryResults]) -> None:
 
 @dataclass(frozen=True)
 class _Summary:
-    """What a comparison needs of a loss; both variances are 0 with a single run.
+    """What a comparison needs of a loss. Both variances are 0 with a single run.
 
     Attributes:
         class_sums: Mean over runs of the scores' sum in each class; (C,).

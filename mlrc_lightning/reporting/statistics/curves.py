@@ -32,7 +32,7 @@ class Band:
 
 
 def best_so_far(values: Sequence[float | None]) -> Array:
-    """Returns the best value after each trial; (T,), NaN before the first trial that has one.
+    """Returns the best value after each trial, (T,), NaN before the first trial that has one.
 
     Args:
         values: Objective of each trial in the order of their index, larger is better; None or NaN for a failed or
@@ -65,7 +65,7 @@ def band(searches: Sequence[Sequence[float | None]], quantiles: tuple[float, flo
 
 
 def paper_curve(setting: str, loss: str) -> Array | None:
-    """Returns the best validation MAP@R after each trial of the paper's own search; (T,), a fraction.
+    """Returns the best validation MAP@R after each trial of the paper's own search, (T,), a fraction.
 
     Args:
         setting: cub200, cars196, sop or cub200_batch256.

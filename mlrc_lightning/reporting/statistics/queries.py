@@ -86,7 +86,7 @@ def read_query_results(loss: str, files: Sequence[Path], metric: Metric, embeddi
 
 
 def _read(file: Path, key: str) -> dict[str, NDArray[np.float64]]:
-    arrays = read_npz(file)
+    arrays = read_npz(file, "the per-query results of a run")
     lacking = [name for name in ("index", "label", "folds", key) if name not in arrays]
     if lacking:
         raise RecordError(f"{file}: lacks {', '.join(lacking)}; was every fold trained? Test the run again.")

@@ -37,7 +37,7 @@ _PAIR_REPLICATES = 1_999
 
 @dataclass(frozen=True)
 class Scenario:
-    """A kind of synthetic results; standard deviations are those before clipping, as fractions.
+    """A kind of synthetic results. Standard deviations are those before clipping, as fractions.
 
     Attributes:
         name: For the table.
@@ -112,7 +112,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What one scenario showed; all shares are fractions of the draws.
+    """What one scenario showed. All shares are fractions of the draws.
 
     Attributes:
         scenario: The scenario.

@@ -51,7 +51,7 @@ LOSSES = (
 
 
 def title_of(loss: str) -> str:
-    """Returns a loss's name in the tables; its own name where it has no row."""
+    """Returns a loss's name in the tables. It is its own name where it has no row."""
     return next((row.title for row in LOSSES if row.name == loss), loss)
 
 

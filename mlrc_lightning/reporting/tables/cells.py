@@ -69,7 +69,7 @@ Cell = Accuracy | Difference | Number | Text | Missing
 
 @dataclass(frozen=True)
 class Column:
-    """One column; neighbours of the same group share a heading above theirs."""
+    """One column. Neighbours of the same group share a heading above theirs."""
 
     title: str
     group: str
@@ -78,7 +78,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """One row; `name` is the key of its title."""
+    """One row. `name` is the key of its title."""
 
     name: str
     title: str

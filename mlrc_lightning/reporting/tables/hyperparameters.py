@@ -78,7 +78,7 @@ def _best(search: SearchResult | None, key: str, parameter: str, outputs: Path, 
 
 
 def _standing(own: Mapping[tuple[str, str], SearchResult], loss: str, setting: str, max_trials: int) -> str:
-    """Returns what an unfinished search's best values rest on; nothing for a finished one, or none."""
+    """Returns what an unfinished search's best values rest on. It is empty for a finished one, or none."""
     search = own.get((loss, setting))
     if search is None or search.num_done >= search.trials_wanted(max_trials):
         return ""

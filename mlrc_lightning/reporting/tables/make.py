@@ -80,7 +80,7 @@ def _composition(name: str, overrides: Sequence[str], protocol: str | None, outp
 def write_page(
     page: Page, outputs: Path, formats: Sequence[str], sets: Sequence[RunSet], found: Sequence[SearchResult]
 ) -> list[Path]:
-    """Writes a table in some formats, and its manifest, made from all results found; returns the files.
+    """Writes a table in some formats, and its manifest, made from all results found. Returns the files.
 
     Raises:
         ConfigError: A format is unknown.

@@ -49,7 +49,7 @@ class Digests:
                 self._known = {}  # it is only a memory
 
     def of(self, names: Iterable[str]) -> dict[str, str]:
-        """Returns the digests of files by name; those that are not there are left out."""
+        """Returns the digests of files by name. Those that are not there are left out."""
         stamps: dict[str, list[int]] = {}
         for name in names:
             try:

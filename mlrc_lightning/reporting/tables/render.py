@@ -1,4 +1,4 @@
-"""From a page to Markdown, LaTeX, CSV and HTML; the same words and digits in all four."""
+"""From a page to Markdown, LaTeX, CSV and HTML. All four have the same words and digits."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def markdown(page: Page) -> str:
 
 
 def latex(page: Page) -> str:
-    r"""Renders a page as LaTeX tables for `\input`; the document needs `\usepackage{booktabs}`."""
+    r"""Renders a page as LaTeX tables for `\input`. The document needs `\usepackage{booktabs}`."""
     comment = f"% {page.title}. Made by: python -m mlrc_lightning table {page.name}. Needs \\usepackage{{booktabs}}."
     notes = " ".join(_tex(_sentence(note)) for note in page.notes)
     tables = []
@@ -71,7 +71,7 @@ def csv_text(page: Page) -> str:
 
 
 def html_fragment(page: Page, address: Callable[[Provenance], str] | None = None) -> str:
-    """Renders a page as an HTML section without style or script; `data-value` sorts, `data-cell` names the manifest's.
+    """Renders a page as an HTML section without style or script. `data-value` sorts, `data-cell` names the manifest's.
 
     Columns of the paper have the class `paper`, differences `difference`, so that a page may hide them.
 

@@ -131,7 +131,7 @@ class _Content:
         return _RowContent(row.name, title, row.title, standing, cells)
 
     def _comparable(self, title: str, chosen: RunSet | None) -> list[Run]:
-        """Returns the finished runs on the table's own data; the others are named."""
+        """Returns the finished runs on the table's own data. The others are named."""
         if chosen is None:
             return []
         runs = self.choice.comparable(chosen)
@@ -212,7 +212,10 @@ class _Content:
 
 
 def value_at(outcome: TrialRecord | None, field: str) -> float | None:
-    """Returns an accuracy of a record by its dotted key, `test.separated.precision_at_1`; None where it has none."""
+    """Returns an accuracy of a record by its dotted key, `test.separated.precision_at_1`.
+
+    It is None where it has none.
+    """
     assert outcome is not None
     _, *keys = field.split(".")
     assert outcome.test is not None

@@ -21,7 +21,7 @@ _MISSING = "–"
 
 
 def render_trial(record: TrialRecord) -> str:
-    """Renders validation and test accuracies of one trial, in per cent; what is missing is shown as missing."""
+    """Renders validation and test accuracies of one trial, in per cent. What is missing is shown as missing."""
     folds = ", ".join(str(fold.fold) for fold in record.folds)
     title = f"{record.loss} on {record.setting} ({record.protocol})"
     title += f", run {record.run}" if record.run is not None else ""
@@ -76,7 +76,7 @@ def _difference(value: float, other: float) -> str:
 
 
 def accuracy_table(rows: Sequence[tuple[str, Mapping[str, Any] | None]]) -> str:
-    """Renders named accuracies in per cent as a Markdown table; what is None is shown as missing."""
+    """Renders named accuracies in per cent as a Markdown table. What is None is shown as missing."""
     lines = ["| accuracy in % | " + " | ".join(METRICS.values()) + " |", "|:--|" + "--:|" * len(METRICS)]
     lines += [
         f"| {name} | " + " | ".join(_percent(values, column) for column in METRICS) + " |" for name, values in rows

@@ -46,7 +46,7 @@ def test_what_is_lacking_or_damaged_is_named(tmp_path):
         read_query_results("triplet", [lacking], "mean_average_precision_at_r", "concatenated")
     whole = write(tmp_path / "b.npz")
     whole.write_bytes(whole.read_bytes()[:200])
-    with pytest.raises(RecordError, match=r"b\.npz: expected arrays, found a damaged file"):
+    with pytest.raises(RecordError, match=r"b\.npz: expected the per-query results of a run, found a damaged file"):
         read_query_results("triplet", [whole], "precision_at_1", "separated")
     with pytest.raises(RecordError, match="reproduce it first"):
         read_query_results("triplet", [], "precision_at_1", "separated")

@@ -130,7 +130,7 @@ def change_search(folder):
                          r"queries_test.npz: separated precision_at_1 is 0.750000 .* 0.760000 in the record"]),
         (change_queries, [r"/1/queries_test.npz: was changed", r"concatenated r_precision is 0.000000 .* 0.500000"]),
         (remove_record, [r"/1/record.json: is missing", r"cell concatenated/arcface/r_precision: .*has no test.conc"]),
-        (damage_queries, [r"/1/queries_test.npz: was changed", r"expected arrays, found a damaged file"]),
+        (damage_queries, [r"/1/queries_test.npz: was changed", r"single queries, found a damaged file"]),
         (change_weights, [r"/1/fold_2/trunk.safetensors: was changed"]),
         (damage_record, [r"/1/record.json: was changed", r"expected JSON, found a damaged file", r"cell separated/"]),
         (change_search, [r"/arcface/search/ledger.jsonl: was changed"]),

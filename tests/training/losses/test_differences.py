@@ -342,6 +342,7 @@ def test_the_miner_of_then_could_take_an_image_for_its_own_positive(setting, sha
     assert relative(gradient_then, gradient_now) == pytest.approx(change, rel=0.05)
 
 
+@pytest.mark.slow
 def test_self_pairs_at_batch_256_are_some_2_per_cent():
     """64 classes of 4 images that overlap: 1.5 % of the gradient."""
     one = case("multi_similarity_miner", "cub200_batch256")
