@@ -92,6 +92,7 @@ def bench(tmp_path, *names, **scripts):
 WRITES = '"""It times.\n\nMore."""\nimport json, sys\nopen(sys.argv[-1], "w").write(json.dumps([{{"side": "{}"}}]))\n'
 
 
+@pytest.mark.slow
 def test_one_that_fails_or_lacks_its_data_keeps_none_of_the_others_from_the_page(tmp_path):
     scripts = {
         "data": WRITES.format("first"),
@@ -129,6 +130,7 @@ def test_an_unknown_benchmark_is_refused(tmp_path):
     assert "metrix: expected one of metrics, data" in done.stderr
 
 
+@pytest.mark.slow
 def test_twenty_trials_come_within_a_per_cent_of_fifty_in_the_median_published_search():
     found = {}
     with (ROOT / "mlrc_lightning" / "reference" / "original_searches.csv").open() as file:

@@ -79,6 +79,7 @@ def test_floor_of_the_package_stays_small():
     assert len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]) <= 20
 
 
+@pytest.mark.slow
 def test_no_modules_import_each_other_in_a_circle():
     paths = {name_of(path): path for path in files_of("mlrc_lightning", "hydra_plugins", "mlrc_sweeper")}
     # the address book of a room names modules of the room, and they may import the room
@@ -137,12 +138,14 @@ def imported_beside(names, heavy):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
 
 
+@pytest.mark.slow
 def test_light_modules_import_no_torch_lightning_timm_or_ax():
     rooms = [name_of(p).removeprefix("mlrc_lightning.") for p, room in modules() if room in LIGHT_ROOMS]
     names = [*LIGHT, *(name for name in rooms if not name.startswith(DRAWING))]
     assert imported_beside([f"mlrc_lightning.{name}" for name in names], HEAVY).strip() == "[]"
 
 
+@pytest.mark.slow
 def test_the_report_needs_no_torch():
     heavy = [name for name in HEAVY if name not in ("matplotlib", "pandas")]
     assert imported_beside(["mlrc_lightning.reporting.site.site"], heavy).strip() == "[]"

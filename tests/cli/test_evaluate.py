@@ -67,6 +67,7 @@ def test_a_run_tested_again_has_the_records_numbers_to_the_last_bit(trained, fol
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.slow
 def test_validation_and_training_classes_are_evaluated_without_a_test_image(trained, folder, tmp_path):
     record = trained(folder, *RUN)
     for path in (tmp_path / "data").rglob("test*"):
@@ -88,6 +89,7 @@ def test_validation_and_training_classes_are_evaluated_without_a_test_image(trai
         evaluate(folder, "val", "concatenated")
 
 
+@pytest.mark.slow
 def test_every_use_of_the_test_classes_is_counted(trained, folder, capsys):
     trained(folder, *RUN)
     main(["show", str(folder)])
@@ -398,6 +400,7 @@ def test_a_searchs_trial_stays_one_and_its_weights_are_compared_by_digest(traine
     assert (again.stage, again.test) == ("search", None)
 
 
+@pytest.mark.slow
 def test_exact_names_what_differs(trained, folder, edit):
     trained(folder, *RUN, "fold=0")
 
@@ -443,6 +446,7 @@ def test_a_name_that_is_no_new_folder_beside_the_run_is_refused(trained, folder,
         reproduce(folder, name)
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_run_is_left_as_it_is(trained, folder):
     trained(folder, *RUN, "fold=0")
     trained(folder.with_name("taken"), *QUICK, "seed=9", "fold=0")

@@ -59,6 +59,7 @@ def test_from_nothing_everything_is_left(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_the_paper_s_budget_is_50_trials_and_10_runs_and_fastap_tries_31_numbers_of_bins(tmp_path):
     steps = plan(study(tmp_path, losses=("arcface", "fastap"), num_runs=None, max_trials=None))
     assert left(steps)["search arcface"] == 200
@@ -97,6 +98,7 @@ def test_what_is_done_is_not_done_again(tmp_path, protocol):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_larger_budgets_go_on(tmp_path, protocol):
     fakes.write_search(tmp_path, "arcface", 2, [(MARGIN, (0.4,)), ({"x": 1}, (0.1,))], "max_trials", protocol=protocol)
     write_runs(tmp_path, protocol, "arcface", 3)
@@ -107,6 +109,7 @@ def test_larger_budgets_go_on(tmp_path, protocol):
     assert left(steps) == {"untrained": 0, "search arcface": 16, "reproduce arcface": 12}
 
 
+@pytest.mark.slow
 def test_runs_of_another_setting_are_not_those_of_the_best(tmp_path, protocol):
     fakes.write_search(
         tmp_path, "arcface", 1, [({"loss.function.margin": 5.0}, (0.4,))], "max_trials", protocol=protocol
@@ -167,6 +170,7 @@ sys.exit(3 if loss == "arcface" else 0)
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.slow
 def test_a_loss_that_fails_keeps_no_other_from_running(tmp_path, monkeypatch, capfd, caplog, jobs):
     log, script = tmp_path / "calls", tmp_path / "fake_train.py"
     script.write_text(FAKE_TRAIN.format(log=str(log)))
@@ -264,6 +268,7 @@ def test_a_hangup_that_nohup_has_ignored_stays_ignored(tmp_path):
     assert (running.returncode, "SIGTERM stopped it at reproduce arcface" in messages) == (STOPPED, True)
 
 
+@pytest.mark.slow
 def test_a_command_that_was_stopped_has_not_failed_and_keeps_no_other_loss_from_running(tmp_path, monkeypatch, caplog):
     log, script = tmp_path / "calls", tmp_path / "fake_train.py"
     script.write_text(FAKE_TRAIN.format(log=str(log)).replace("sys.exit(3", f"sys.exit({STOPPED}"))
@@ -278,6 +283,7 @@ def test_a_command_that_was_stopped_has_not_failed_and_keeps_no_other_loss_from_
     assert "failed" not in caplog.text
 
 
+@pytest.mark.slow
 def test_a_finished_study_starts_nothing_and_imports_no_torch(tmp_path, protocol):
     for loss in ("arcface", "triplet"):
         fakes.write_search(tmp_path, loss, 1, [(MARGIN, (0.4,))], "max_trials", protocol=protocol)

@@ -185,6 +185,7 @@ def test_training_reads_the_pixels_of_the_papers_uncached_transform_of_photos(tm
     assert check_against_the_uncached_transform(files, tmp_path / "cache", range(4)) > 50
 
 
+@pytest.mark.slow
 def test_torch_takes_the_same_boxes_and_flips_and_pixels_but_for_rounding():
     wrong, largest, kinds = [], 0, set()
     for seed in range(60):

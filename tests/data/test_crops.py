@@ -34,6 +34,7 @@ def by_pillow(images, boxes, size):
 
 
 @pytest.mark.parametrize("size", [16, 50, 64, 89, 120])
+@pytest.mark.slow
 def test_random_crops_are_pillows_to_the_last_bit(size):
     transform = TrainTransform(crop=size, **PHOTOS)
     images = images_of(64)

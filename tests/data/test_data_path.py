@@ -75,6 +75,7 @@ def test_a_batch_cropped_on_the_device_is_the_batch_by_pillow(settings, override
     assert not torch.equal(expected[0][0], expected[0][1])
 
 
+@pytest.mark.slow
 def test_torch_crops_the_same_boxes(settings):
     (pillows, labels), (torchs, same_labels) = batches(settings), batches(settings, "trainer.augmentation=torch")
     assert all(torch.equal(a, b) for a, b in zip(labels, same_labels, strict=True))
@@ -152,6 +153,7 @@ def test_a_device_without_room_refuses_resident_images(settings, monkeypatch):
     assert data.resident.on(torch.device("cpu")) is pixels
 
 
+@pytest.mark.slow
 def test_each_rank_crops_its_own_part(settings, monkeypatch):
     (whole, *_), (labels, *_) = batches(settings, number=1)
     for overrides in ([], DEVICE, RESIDENT):
@@ -175,6 +177,7 @@ def test_training_that_goes_on_within_an_epoch_sees_the_same_crops(settings):
     assert torch.equal(images, expected[2])
 
 
+@pytest.mark.slow
 def test_a_validation_batch_is_left_as_it_is(settings):
     s = settings(*QUICK, *DEVICE)
     data = TrialData(s)
@@ -217,6 +220,7 @@ def test_a_resident_cache_needs_the_device_to_crop(settings):
         settings("trainer.augmentation=gpu")
 
 
+@pytest.mark.slow
 def test_an_older_record_is_read_and_rebuilt(settings, tmp_path):
     run_trial(settings(*QUICK, "schedule.max_epochs=1"), tmp_path)
     content = json.loads((tmp_path / "record.json").read_text())

@@ -141,6 +141,7 @@ def test_what_a_task_raises_comes_back_with_its_traceback(make_launcher: MakeLau
     assert launcher.launch([[]], 4)[0].return_value["was_warm"]
 
 
+@pytest.mark.slow
 def test_a_job_that_cannot_be_composed_says_so(make_launcher: MakeLauncher) -> None:
     launcher = make_launcher("mlrc_local", "hydra.launcher.workers=1")
     assert "nonsense" in str(error_of(launcher.launch([["nonsense=1"]], 0)[0]))
@@ -158,6 +159,7 @@ def test_workers_end_with_a_killed_launcher_and_take_their_children_along(app: A
     wait_for(lambda: not any(is_running(pid) for pid in workers), 30)  # the jobs themselves last a minute
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_interrupted_before_it_begins_is_not_replaced(
     make_launcher: MakeLauncher, tmp_path: Path
 ) -> None:
@@ -297,6 +299,7 @@ def test_a_search_that_is_stopped_leaves_its_jobs_open_and_goes_on_with_them(app
     assert sorted(p["metrics"]["doubled"]["mean"] for p in ledger_of(app, "result")) == [2, 4, 6]
 
 
+@pytest.mark.slow
 def test_the_handlers_of_before_come_back_and_hear_of_the_signal(make_launcher: MakeLauncher, tmp_path: Path) -> None:
     heard = []
     launcher = make_launcher("mlrc_local", "hydra.launcher.workers=1")
@@ -322,6 +325,7 @@ def test_the_handlers_of_before_come_back_and_hear_of_the_signal(make_launcher: 
     assert launcher.launch([["behaviour=report"]], 1)[0].status == JobStatus.COMPLETED
 
 
+@pytest.mark.slow
 def test_a_signal_that_came_too_late_for_the_last_job_is_not_lost(make_launcher: MakeLauncher) -> None:
     launcher = make_launcher("mlrc_local", "hydra.launcher.workers=1")
     with pytest.raises(JobStopped, match="SIGTERM came"), launcher.passing_on_signals():
@@ -400,6 +404,7 @@ def test_all_gpus_are_counted_by_the_driver_not_by_torch(tmp_path: Path, monkeyp
     assert visible_devices({}) == ["0", "1"]
 
 
+@pytest.mark.slow
 def test_workers_see_their_own_device_and_threads(make_launcher: MakeLauncher, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     launcher = make_launcher("mlrc_local", "hydra.launcher.devices=[0,1]", "hydra.launcher.threads=3")

@@ -146,6 +146,7 @@ def test_jobs_that_slurm_ended_have_each_their_own_state(make: Make, hold: Make)
     ("said", "state"),
     [("TIMEOUT|0:15\n", "TIMEOUT"), ("CANCELLED by 1000|0:0\n", "CANCELLED"), ("RUNNING|0:0\n", "GONE"), ("", "GONE")],
 )
+@pytest.mark.slow
 def test_the_accounting_is_asked_where_the_controller_forgot_and_stale_rows_are_not_believed(
     make: Make, hold: Make, said: str, state: str
 ) -> None:
@@ -316,6 +317,7 @@ def test_one_question_serves_all_jobs(make: Make, tmp_path: Path, monkeypatch: p
 # submitting
 
 
+@pytest.mark.slow
 def test_sbatch_is_asked_for_what_the_config_says(make: Make, hold: Make, fake_slurm: FakeSlurm) -> None:
     hold(job_1=LOST_NODE)
     launcher = make(
@@ -344,6 +346,7 @@ def test_sbatch_is_asked_for_what_the_config_says(make: Make, hold: Make, fake_s
     assert "--cpus-per-task=8 /opt/python -u -m submitit.core._submit" in command
 
 
+@pytest.mark.slow
 def test_the_documented_configuration_of_a_cluster_comes_to_sbatch(
     make_launcher: Callable[..., Launcher], hold: Make, fake_slurm: FakeSlurm, config_folder: Path
 ) -> None:
@@ -367,6 +370,7 @@ def test_the_documented_configuration_of_a_cluster_comes_to_sbatch(
     assert keys == {field.name for field in dataclasses.fields(MLRCSlurmLauncherConf)} - {"_target_"}
 
 
+@pytest.mark.slow
 def test_the_variables_of_the_drivers_own_job_are_not_handed_on(
     make: Make, hold: Make, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -438,6 +442,7 @@ def test_attach_tells_a_failure_once(make: Make, fake_slurm: FakeSlurm) -> None:
     assert make().attach(1) is None
 
 
+@pytest.mark.slow
 def test_a_job_under_way_with_other_settings_is_not_taken_for_this_one(make: Make, hold: Make, tmp_path: Path) -> None:
     hold(job_1={"state": "RUNNING"})
     threading.Thread(target=lambda: make().launch([["x=1"]], 0), daemon=True).start()
@@ -480,6 +485,7 @@ def unanswered(make: Make, fake_slurm: FakeSlurm, tmp_path: Path) -> tuple[JobFo
 
 
 @pytest.mark.parametrize("trace", ["started", "script", "queue"])
+@pytest.mark.slow
 def test_a_submission_without_an_answer_is_found_and_completed(
     make: Make, fake_slurm: FakeSlurm, unanswered: tuple[JobFolder, JobFile], trace: str
 ) -> None:

@@ -87,6 +87,7 @@ def test_equals_the_slow_loop_on_uneven_classes(seed, dtype):
 @pytest.mark.usefixtures("search")
 @pytest.mark.parametrize("seed", seeds(1, of=3))
 @pytest.mark.parametrize("num_copies", [2, 7, 40])
+@pytest.mark.slow
 def test_equals_the_slow_loop_with_duplicates_across_classes(seed, num_copies):
     # 40 copies are more than the search finds beyond R
     num_samples, num_classes = (60, 9) if num_copies < 10 else (15, 5)
@@ -140,6 +141,7 @@ def test_queries_of_one_set_search_another(num_queries):
 
 
 @pytest.mark.parametrize(("spread", "num_classes"), [(0.0, 40), (1e-7, 40), (1e-3, 900), (1.0, 4)])
+@pytest.mark.slow
 def test_faiss_and_torch_find_the_same(monkeypatch, spread, num_classes):
     pytest.importorskip("faiss")
     # few classes have more members than faiss searches; a spread of 0 has copies, one of 1e-7 near ties

@@ -124,6 +124,7 @@ CONSUMERS = {
 
 @pytest.mark.parametrize("consumer", CONSUMERS)
 @pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.slow
 def test_damage_is_refused_by_every_consumer(tmp_path, capsys, damage, consumer):
     folder = fakes.write_search(tmp_path, "arcface", 3, TRIALS)
     path = folder / "ledger.jsonl"

@@ -86,6 +86,7 @@ def test_outputs_are_the_originals_at_the_papers_size(original, trunk):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_are_the_originals_with_frozen_batchnorm(original, trunk):
     statistics = {name: t.clone() for name, t in trunk.state_dict().items() if "running" in name}
     weight = torch.randn(1024, generator=torch.Generator().manual_seed(2))
@@ -216,6 +217,7 @@ def hub(tmp_path, monkeypatch):
     return tmp_path / "hub" / "checkpoints"
 
 
+@pytest.mark.slow
 def test_published_weights_are_downloaded_once_and_checked(hub, tmp_path, monkeypatch, local_server):
     state = published(old=True)
     torch.save(state, tmp_path / "good.pth")
@@ -271,6 +273,7 @@ def as_python_2_wrote_it(path):
     path.write_bytes(rewritten + content[start:])
 
 
+@pytest.mark.slow
 def test_a_file_that_python_2_wrote_loads_without_trusting_it(tmp_path):
     state, path = published(old=True), tmp_path / "weights.pth"
     torch.save(state, path)

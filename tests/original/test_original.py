@@ -307,6 +307,7 @@ def cells():
 
 
 @pytest.mark.parametrize(("paper_name", "setting"), cells())
+@pytest.mark.slow
 def test_a_published_folder_is_the_trial_of_hyperparameters_paper(
     write, settings_of, compose_config, paper_name, setting
 ):
@@ -572,6 +573,7 @@ def test_the_halved_regulariser_of_soft_triple_s_new_name_is_taken_into_account(
         ),
     ],
 )
+@pytest.mark.slow
 def test_what_decides_the_results_is_refused_by_name_unless_something_is_given_for_it(
     write, settings_of, path, value, message, given
 ):
@@ -858,6 +860,7 @@ def embeddings_of(trunk, embedder):
 
 
 @pytest.mark.parametrize("prefix", ["", "module."], ids=["plain", "DataParallel"])
+@pytest.mark.slow
 def test_a_model_of_the_original_embeds_as_there(original, tmp_path, prefix):
     module = load_original(*save(original, tmp_path, prefix))
     assert not module.training
@@ -869,6 +872,7 @@ def test_a_model_of_the_original_embeds_as_there(original, tmp_path, prefix):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_exported_model_loads_strictly_into_the_original_and_embeds_the_same(original, ours, tmp_path):
     paths = export_original(ours, tmp_path)
     assert [path.name for path in paths] == ["trunk_best.pth", "embedder_best.pth"]

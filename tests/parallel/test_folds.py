@@ -62,6 +62,7 @@ def test_a_process_that_said_nothing_has_no_last_word():
     assert _last_word(_Running(Ended(1), ours)) is None
 
 
+@pytest.mark.slow
 def test_folds_at_once_and_ranks_do_not_go_together(settings):
     with pytest.raises(ConfigError, match=r"trainer\.parallel_folds=2: expected 1 with several ranks"):
         settings("trainer=ddp", AT_ONCE)
@@ -78,6 +79,7 @@ def test_the_server_imports_what_folds_will_need_and_no_module_of_your_own(setti
         importlib.import_module(name)
 
 
+@pytest.mark.slow
 def test_folds_at_once_are_the_same_trial(compose_config):
     def folder(*overrides):
         return compose_config(*overrides, return_hydra_config=True).hydra.run.dir

@@ -62,6 +62,7 @@ def embedded(trunk, images):
         return trunk(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))
 
 
+@pytest.mark.slow
 def test_features_are_those_of_the_centre_crop_and_of_the_views_of_the_training_transform(frozen):
     s = frozen()
     data = TrialData(s)
@@ -79,6 +80,7 @@ def test_features_are_those_of_the_centre_crop_and_of_the_views_of_the_training_
     assert data.test.features.open().shape == (len(data.test.cache.indices), 1, trunk.num_features)
 
 
+@pytest.mark.slow
 def test_training_on_features_is_training_an_embedder_on_the_trunk(frozen, tmp_path):
     s = frozen("schedule.max_epochs=1", "schedule.iterations_per_epoch=6", "loss=multi_similarity")
     record = run_trial(s, tmp_path / "run")
@@ -108,6 +110,7 @@ def test_training_on_features_is_training_an_embedder_on_the_trunk(frozen, tmp_p
     torch.testing.assert_close(kept["weight"], embedder.weight.data, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_model_folder_is_whole_and_gives_the_record_s_figures(frozen, tmp_path):
     s = frozen()
     record = run_trial(s, tmp_path / "run")
@@ -140,6 +143,7 @@ def test_baselines_are_those_of_the_trunk_itself(frozen, settings, weights, tmp_
     assert found.folds[0].untrained_trunk_val == pytest.approx(expected.folds[0].untrained_trunk_val, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_search_computes_no_features_of_test_images(frozen, tmp_path):
     run_trial(frozen("stage=search"), tmp_path / "run")
     made = {path.name.partition("-")[0] for path in tmp_path.rglob("*.float32")}
@@ -157,6 +161,7 @@ def test_features_are_computed_once(frozen, tmp_path, monkeypatch):
     run_trial(frozen("stage=search", "loss=triplet", "seed=3"), tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_two_that_want_the_same_features_compute_them_once(frozen, monkeypatch):
     s, built = frozen("stage=search"), []
     TrialData(dataclasses.replace(s, trunk=dataclasses.replace(s.trunk, frozen=False)))  # decoded already
@@ -183,6 +188,7 @@ def test_two_that_want_the_same_features_compute_them_once(frozen, monkeypatch):
     assert sum(target.endswith("TimmTrunk") for target in built) == 1
 
 
+@pytest.mark.slow
 def test_what_was_computed_before_a_kill_is_not_computed_again(frozen, monkeypatch, tmp_path):
     s, calls, forward = frozen("stage=search"), [], features._forward
     expected = TrialData(s).trainval.features
@@ -209,6 +215,7 @@ def test_what_was_computed_before_a_kill_is_not_computed_again(frozen, monkeypat
     assert sum(calls) == (len(found.indices) - features._BATCH) * (1 + VIEWS)
 
 
+@pytest.mark.slow
 def test_other_weights_are_other_features(frozen, weights):
     before = TrialData(frozen("stage=search")).trainval.features
     write_weights(weights, 1)
@@ -245,6 +252,7 @@ def test_a_proxy_is_named_so_and_has_results_of_its_own(frozen, settings, weight
         ("trunk.views=0", "trunk.views=0: expected >= 1"),
     ],
 )
+@pytest.mark.slow
 def test_what_makes_no_sense_is_refused(frozen, override, message):
     with pytest.raises(ConfigError, match=message):
         frozen(override)

@@ -60,6 +60,7 @@ def test_a_run_has_its_own_seed_and_the_record_has_run_and_root_seed(settings, f
     assert record.test.concatenated is not None
 
 
+@pytest.mark.slow
 def test_runs_are_numbered_and_nothing_else_is(settings):
     with pytest.raises(ConfigError, match="run=None: expected the number of a run.*-m stage=reproduce"):
         settings(*GIVEN)
@@ -126,6 +127,7 @@ def test_a_search_and_a_single_trial_store_nothing_for_figures(settings):
     assert settings(*GIVEN, "run=0").stores_figure_inputs
 
 
+@pytest.mark.slow
 def test_per_query_results_are_those_of_a_slow_loop(settings, folder):
     s = settings(*GIVEN, "run=0", "fold=2")
     record = run_trial(s, folder)
@@ -144,6 +146,7 @@ def test_per_query_results_are_those_of_a_slow_loop(settings, folder):
         ) == pytest.approx(expected, abs=1e-6)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_lonely_images_are_no_queries(settings, folder, monkeypatch):
     from mlrc_lightning.data.datasets.glyphs import Glyphs
 
@@ -322,6 +325,7 @@ def test_a_choice_on_the_command_line_wins_over_the_search(compose_config, searc
     assert trial_settings(compose_config(*overrides), is_sweep_job=False).loss.function["margin"] == 23.2259
 
 
+@pytest.mark.slow
 def test_without_a_search_the_message_has_its_command(compose_config, tmp_path):
     overrides = [f"output_root={tmp_path}", "loss=cosface", "stage=reproduce", "run=0", "num_runs=3"]
     with pytest.raises(ConfigError, match="expected a finished search in .*/glyphs/cosface/search, found none"):
@@ -342,6 +346,7 @@ def test_an_unfinished_search_is_refused_unless_asked_for(compose_config, search
     assert s.hyperparameters.source == "smoke: trial 6, best of 50, unfinished"
 
 
+@pytest.mark.slow
 def test_a_search_without_a_success_has_no_setting(compose_config, tmp_path):
     overrides = [f"output_root={tmp_path}", "loss=cosface", "stage=reproduce", "run=0"]
     cfg = compose_config(*overrides)

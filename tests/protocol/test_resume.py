@@ -129,6 +129,7 @@ def test_a_trial_stopped_at_any_step_ends_as_the_whole_one(settings, tmp_path, a
     assert found == files
 
 
+@pytest.mark.slow
 def test_a_stop_loses_no_step(settings, tmp_path, at_step, monkeypatch):
     steps = []
     step = torch.optim.RMSprop.step
@@ -138,6 +139,7 @@ def test_a_stop_loses_no_step(settings, tmp_path, at_step, monkeypatch):
     assert len(steps) == NUM_STEPS + 1
 
 
+@pytest.mark.slow
 def test_other_random_numbers_would_be_seen(settings, tmp_path, at_step, whole, monkeypatch):
     expected, _ = uninterrupted(whole, settings, tmp_path)
     monkeypatch.setattr("mlrc_lightning.training.checkpoint._set_random_states", lambda states: None)
@@ -275,6 +277,7 @@ def test_a_signal_while_a_fold_is_validated_for_the_last_time_loses_no_step(
     assert len(steps) == NUM_STEPS
 
 
+@pytest.mark.slow
 def test_a_search_s_trial_whose_last_fold_is_trained_is_finished_before_the_process_ends(
     settings, tmp_path, monkeypatch
 ):
@@ -291,6 +294,7 @@ def test_a_search_s_trial_whose_last_fold_is_trained_is_finished_before_the_proc
     assert read_json(tmp_path / "run" / "record.json", TrialRecord).status == "complete"
 
 
+@pytest.mark.slow
 def test_a_run_without_training_stops_between_two_embeddings_too(settings, tmp_path, at_embedding):
     s = settings("stage=untrained", "run=0", "num_runs=1")
     expected = without_times(run_trial(s, tmp_path / "whole"))
@@ -301,6 +305,7 @@ def test_a_run_without_training_stops_between_two_embeddings_too(settings, tmp_p
     assert without_times(run_trial(s, tmp_path / "stopped")) == expected
 
 
+@pytest.mark.slow
 def test_the_handler_that_was_there_before_requeues_a_test_as_well(settings, tmp_path, at_embedding):
     seen = []
     before = signal.signal(signal.SIGUSR2, lambda *_: seen.append((tmp_path / "run/.lock").exists()))
@@ -314,6 +319,7 @@ def test_the_handler_that_was_there_before_requeues_a_test_as_well(settings, tmp
     assert len(calls) == 1
 
 
+@pytest.mark.slow
 def test_a_signal_after_the_last_embedding_ends_the_process_after_the_trial(settings, tmp_path, at_embedding):
     at_embedding(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(TrialStopped, match="the end of a trial"):
@@ -371,6 +377,7 @@ def test_a_trial_takes_the_signals_of_its_process_and_gives_them_back(settings, 
 
 
 @pytest.mark.usefixtures("ending")
+@pytest.mark.slow
 def test_a_signal_too_late_for_a_trial_is_the_process_s(settings, tmp_path, at_embedding):
     at_embedding(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(TrialStopped, match="the end of a trial"):

@@ -129,6 +129,7 @@ def test_a_finished_trial_is_known_by_its_folds_stage_and_settings(settings, tra
     assert finished_trial(settings(*QUICK, "fold=2"), folder) is None
 
 
+@pytest.mark.slow
 def test_more_folds_reuse_the_finished_ones(settings, trained, folder):
     first = trained(folder, *QUICK, "fold=2")
     assert first.test.concatenated is None
@@ -200,6 +201,7 @@ def test_a_search_draws_no_test_character_and_makes_no_test_cache(settings, tmp_
     assert not list(tmp_path.rglob("*.safetensors")), "a search keeps no models"
 
 
+@pytest.mark.slow
 def test_the_hook_of_the_test_above_sees_a_planted_opening(settings, tmp_path):
     opened = []
     sys.addaudithook(lambda event, arguments: opened.append(str(arguments[0])) if event == "open" else None)
@@ -260,6 +262,7 @@ def test_baselines_are_the_untrained_trunk_its_pca_and_the_untrained_embedder(se
     assert one_fold.test.baselines["untrained_trunk"] == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_a_pca_that_the_data_cannot_carry_is_missing_with_the_reason(settings, folder):
     record = run_trial(settings("schedule.iterations_per_epoch=1", "fold=0"), folder)
     assert record.test.baselines["untrained_trunk_pca"] is None
@@ -286,6 +289,7 @@ SPLITS = {
 
 
 @pytest.mark.parametrize("name", SPLITS)
+@pytest.mark.slow
 def test_a_trial_on_another_split_trains_validates_and_tests_its_images(settings, folder, name):
     overrides, num_images, num_classes = SPLITS[name]
     s = settings(*QUICK, *overrides, "schedule.max_epochs=1")
@@ -330,6 +334,7 @@ def test_the_split_column_of_a_csv_is_trained_validated_and_tested(compose_confi
     assert record.test.concatenated == record.test.separated
 
 
+@pytest.mark.slow
 def test_caches_of_two_splits_never_replace_each_other(settings):
     def data(split):
         return assembly.TrialData(settings(split, "dataset.images.images_per_class=16"))
@@ -356,6 +361,7 @@ class MySplit:
         return [FoldSplit(0, labels, np.arange(72, 126), np.arange(126, 144), np.arange(72))]
 
 
+@pytest.mark.slow
 def test_a_splitter_of_ones_own_is_taken_by_its_name_and_a_planted_leak_of_it_refused(settings, folder):
     own = ["split.name=mine", "split.num_folds=1"]
     s = settings(*QUICK, *own, "~split.splitter.num_folds", f"split.splitter._target_={__name__}.MySplit")

@@ -62,6 +62,7 @@ def test_a_plan_counts_the_folds_of_the_split(tmp_path, capsys, folds, models):
     assert [int(line.split()[3]) for line in lines if " arcface " in line] == list(models)
 
 
+@pytest.mark.slow
 def test_a_table_of_five_folds_has_the_width_of_five_models(tmp_path):
     protocol = compose(["dataset=glyphs", *FIVE_FOLDS], tmp_path).protocol
     tab, _ = cell(tmp_path, "glyphs", *FIVE_FOLDS, protocol=None)

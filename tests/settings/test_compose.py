@@ -120,12 +120,14 @@ def test_a_split_that_is_not_the_papers_is_part_of_the_protocol(compose_config):
 
 
 @pytest.mark.parametrize("dataset", ["inshop", "inaturalist2018"])
+@pytest.mark.slow
 def test_a_dataset_with_a_published_split_brings_it_unless_another_is_asked_for(compose_config, dataset):
     assert compose_config(f"dataset={dataset}").split.name == "predefined"
     assert compose_config(f"dataset={dataset}", "split=mlrc").split.name == "mlrc"
     assert compose_config("split=class_disjoint", f"dataset={dataset}").split.name == "class_disjoint"
 
 
+@pytest.mark.slow
 def test_the_trials_of_another_split_lie_elsewhere(compose_config):
     assert run_folder(compose_config, "split=closed_set") != run_folder(compose_config)
     assert run_folder(compose_config, "split=mlrc").endswith("/glyphs/arcface/train/b0be05e2"), "found again"
@@ -140,6 +142,7 @@ def test_a_fold_must_be_one_of_the_split(settings):
         settings("split.num_folds=0")
 
 
+@pytest.mark.slow
 def test_a_datasets_own_schedule_is_no_deviation(compose_config):
     names = ["dataset=glyphs", "dataset=omniglot"]
     assert len({protocol(compose_config, name) for name in names}) == 1
@@ -159,6 +162,7 @@ def test_a_run_folder_is_found_again_by_the_same_command_and_by_no_other(compose
         assert run_folder(compose_config, other) != base, other
 
 
+@pytest.mark.slow
 def test_weights_are_named_without_their_folder(compose_config):
     common = ["dataset=image_folder", "trunk.name=resnet18"]
     one = run_folder(compose_config, *common, "trunk.pretrained=a/b/weights.safetensors")

@@ -114,6 +114,7 @@ def test_the_optimum_is_the_paper_s(loss, setting):
     assert block["replaced"] == []
 
 
+@pytest.mark.slow
 def test_every_cell_of_the_reference_data_is_used_once():
     pairs = [(loss, setting) for loss in LOSSES for setting in EXPERIMENTS]
     assert sum(len(of(SPACES, composed(*pair), pair[1])) for pair in pairs) == len(SPACES) == 140
@@ -123,6 +124,7 @@ def test_every_cell_of_the_reference_data_is_used_once():
 
 
 @pytest.mark.parametrize(("loss", "setting"), COMBINATIONS)
+@pytest.mark.slow
 def test_one_training_step_is_finite_and_moves_the_loss_s_parameters(loss, setting):
     settings = trial_settings(composed(loss, setting), is_sweep_job=False)
     m = settings.loss.samples_per_class
@@ -196,6 +198,7 @@ def settings_of(compose_config, *overrides):
     return trial_settings(compose_config(*overrides), is_sweep_job=False)
 
 
+@pytest.mark.slow
 def test_a_value_on_the_command_line_wins_over_the_paper_s(compose_config):
     chosen = ["loss=arcface", "hyperparameters=paper"]
     for order in ([*chosen, "loss.function.margin=28.6"], ["loss.function.margin=28.6", *chosen]):
@@ -206,6 +209,7 @@ def test_a_value_on_the_command_line_wins_over_the_paper_s(compose_config):
         assert settings.hyperparameters.published["loss.function.margin"] == 23.2259
 
 
+@pytest.mark.slow
 def test_the_record_says_how_exactly_the_paper_s_values_are_known(compose_config):
     sources = {
         overrides: as_json(settings_of(compose_config, *overrides))["hyperparameters"]["source"]

@@ -29,6 +29,7 @@ def test_status_tells_of_every_search_below_a_directory(sweep: Sweep, capsys: py
     assert "best objective: " in output
 
 
+@pytest.mark.slow
 def test_status_can_be_read_while_the_search_runs_and_after_it_was_killed(
     sweep: Sweep, capsys: pytest.CaptureFixture[str]
 ) -> None:

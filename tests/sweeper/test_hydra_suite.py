@@ -30,6 +30,7 @@ def run(runner: TSweepRunner, directory: Path, overrides: list[str]) -> Any:
     )
 
 
+@pytest.mark.slow
 def test_every_combination_runs_in_a_directory_of_its_own(hydra_sweep_runner: TSweepRunner, tmp_path: Path) -> None:
     job_overrides = ["group1=file1,file2", "bar=100,200,300"]
     with run(hydra_sweep_runner, tmp_path, job_overrides):
@@ -53,6 +54,7 @@ def test_a_sweep_over_nothing_runs_one_job(hydra_sweep_runner: TSweepRunner, tmp
         assert not (tmp_path / "1").exists()
 
 
+@pytest.mark.slow
 def test_overrides_of_hydra_are_no_dimensions(hydra_sweep_runner: TSweepRunner, tmp_path: Path) -> None:
     with run(hydra_sweep_runner, tmp_path, ["hydra.verbose=true", "+a=0,1"]):
         for number, value in ((0, {0, 1}), (1, {0, 1})):
@@ -64,6 +66,7 @@ def test_overrides_of_hydra_are_no_dimensions(hydra_sweep_runner: TSweepRunner, 
             assert job.hydra.job.num == number
 
 
+@pytest.mark.slow
 def test_a_key_that_the_app_does_not_have_is_refused(hydra_sweep_runner: TSweepRunner, tmp_path: Path) -> None:
     with pytest.raises(ConfigCompositionException, match="boo"), run(hydra_sweep_runner, tmp_path, ["boo=1,2"]):
         pass

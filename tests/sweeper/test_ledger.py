@@ -159,6 +159,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 def test_a_holder_that_has_not_yet_written_its_name_is_given_the_time_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

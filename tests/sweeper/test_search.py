@@ -202,6 +202,7 @@ def test_a_search_stopped_by_a_usage_error_goes_on_with_the_same_trial(sweep: Sw
         (["x=interval(0,1)"], "is continuous"),
     ],
 )
+@pytest.mark.slow
 def test_a_mistake_in_the_settings_is_named_before_any_job_runs(
     sweep: Sweep, arguments: list[str], message: str
 ) -> None:
@@ -322,6 +323,7 @@ def test_early_stop_counts_trials_without_improvement(sweep: Sweep) -> None:
     assert sweep.payloads("finished")[0]["cause"] == "early stop"
 
 
+@pytest.mark.slow
 def test_params_may_come_from_a_resolver_that_returns_a_plain_dict(sweep: Sweep) -> None:
     sweep(
         "hydra.sweeper.ax_config.params=${space:margin}",

@@ -44,6 +44,7 @@ def fit(settings, module, tmp_path, epochs=2, **arguments):
     return module
 
 
+@pytest.mark.slow
 def test_batchnorm_keeps_its_statistics_and_trains_its_affine_weights(settings, tmp_path):
     module = module_with_batchnorm()
     batchnorm = module.trunk.layers[1]
@@ -159,6 +160,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_with_the_epoch(settings, tm
         fit(settings, module_with_batchnorm(loss=Exploding()), tmp_path, limit_val_batches=0)
 
 
+@pytest.mark.slow
 def test_validation_images_query_each_other_and_no_training_image(settings, tmp_path):
     s = settings("fold=1")
     data = TrialData(s)
@@ -171,6 +173,7 @@ def test_validation_images_query_each_other_and_no_training_image(settings, tmp_
     assert set(labels.tolist()) == set(split.classes("val"))
 
 
+@pytest.mark.slow
 def test_training_labels_are_positions_within_the_fold(settings):
     s = settings("fold=2")
     data = TrialData(s)
@@ -180,6 +183,7 @@ def test_training_labels_are_positions_within_the_fold(settings):
     assert 0 <= int(labels.min()) <= int(labels.max()) < len(data.splits[2].train)
 
 
+@pytest.mark.slow
 def test_batches_are_the_same_with_and_without_worker_processes(settings):
     alone, workers = settings("fold=0"), settings("fold=0", "trainer.num_workers=2")
     data = TrialData(alone)

@@ -103,6 +103,7 @@ def test_the_trunk_computes_in_16_bits_and_the_loss_in_32(precision, dtype):
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in module.parameters())
 
 
+@pytest.mark.slow
 def test_a_trial_in_bf16_trains(settings, tmp_path):
     record = run_trial(settings(*QUICK, "trainer.precision=bf16-mixed"), tmp_path)
     assert record.status == "complete"
@@ -166,6 +167,7 @@ def test_the_scaler_goes_on_where_a_stopped_training_left_it(settings, tmp_path,
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_step_that_the_scaler_skips_changes_no_weight_and_no_schedule(settings, tmp_path, float16, monkeypatch):
     s = settings(*QUICK, "scheduler=warmup")
     data = TrialData(s)
@@ -189,6 +191,7 @@ def test_a_step_that_the_scaler_skips_changes_no_weight_and_no_schedule(settings
     assert float16[-1].get_scale() == 2.0**19, "halved once"
 
 
+@pytest.mark.slow
 def test_deterministic_algorithms_are_taken_where_there_are_any(settings, tmp_path):
     for wanted in (True, False):
         build_trainer(settings(f"trainer.deterministic={str(wanted).lower()}"), tmp_path)
@@ -228,6 +231,7 @@ def test_options_that_change_figures_make_another_trial_and_leave_the_others_wha
         assert identity(as_json(settings(f"trainer.{option}=true"))) == {**plain, option: True}
 
 
+@pytest.mark.slow
 def test_captured_graphs_are_torchs_own_and_need_a_gpu_and_one_rank(settings, tmp_path, monkeypatch):
     compiled = []
     monkeypatch.setattr(Trunk, "compile", lambda self, **how: compiled.append(how))

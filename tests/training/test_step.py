@@ -40,17 +40,20 @@ def operations_of_an_epoch(settings, tmp_path, *overrides, loss=None):
 
 
 @pytest.mark.parametrize("loss", FREE)
+@pytest.mark.slow
 def test_a_step_reads_no_number_of_these_losses_and_counts_no_entries(settings, tmp_path, loss):
     found = operations_of_an_epoch(settings, tmp_path, f"loss={loss}", "gradient_clip.model=1", "scheduler=warmup")
     assert (found.reads, found.searches) == (0, 0)
 
 
 @pytest.mark.parametrize("loss", FREE[2:])
+@pytest.mark.slow
 def test_a_step_of_these_losses_never_waits_for_the_device(settings, tmp_path, loss):
     found = operations_of_an_epoch(settings, tmp_path, f"loss={loss}")
     assert (found.reads, found.searches, found.masks) == (0, 0, 0)
 
 
+@pytest.mark.slow
 def test_a_wait_would_be_counted(settings, tmp_path):
     class Waiting(nn.Module):
         def forward(self, embeddings, labels):

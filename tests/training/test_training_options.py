@@ -83,6 +83,7 @@ def test_one_optimizer_with_a_scheduler_and_a_limit_per_group_trains_as_two_opti
         assert torch.equal(mine, other), name
 
 
+@pytest.mark.slow
 def test_schedulers_by_iteration_and_epoch_set_the_rates_worked_by_hand(settings, tmp_path):
     run_trial(
         settings(
@@ -196,6 +197,7 @@ def test_a_bad_option_is_named_with_what_was_expected(settings, overrides, messa
 @pytest.mark.parametrize(("name", "argument"), [
     ("step", "step_size"), ("cosine", "T_max"), ("warmup", "total_iters"), ("plateau", "patience"),
 ])  # fmt: skip
+@pytest.mark.slow
 def test_every_scheduler_of_the_group_builds_and_takes_another_value_for_one_optimizer(settings, name, argument):
     s = settings(f"scheduler={name}", f"scheduler.loss.{argument}=7")
     assert s.scheduler.loss[argument] == 7
@@ -258,6 +260,7 @@ def constant(monkeypatch):
 
 
 @pytest.mark.parametrize(("check", "epochs"), [("null", [0, 1, 2]), ("true", [0, 1, 2]), ("false", [1, 2, 3])])
+@pytest.mark.slow
 def test_patience_begins_with_the_first_evaluation(settings, tmp_path, monkeypatch, check, epochs):
     constant(monkeypatch)
     record = run_trial(
@@ -330,11 +333,13 @@ def test_the_csv_has_what_the_record_has_an_epoch_a_row(settings, tmp_path):
         assert [row.get("learning_rate/loss") for row in rows] == [None, 1e-3, 1e-3, 1e-3]
 
 
+@pytest.mark.slow
 def test_nothing_is_logged_where_no_logger_is_asked_for(settings, tmp_path):
     run_trial(settings(*QUICK, "fold=0"), tmp_path)
     assert not list(tmp_path.rglob("logs"))
 
 
+@pytest.mark.slow
 def test_a_logger_hears_of_an_epoch_once_and_of_no_step(settings, tmp_path, monkeypatch):
     told = []
 
@@ -353,6 +358,7 @@ def test_a_logger_hears_of_an_epoch_once_and_of_no_step(settings, tmp_path, monk
     assert told == [(0, val), *((step, ["learning_rate/model", "train/loss", *val]) for step in (1, 2))]
 
 
+@pytest.mark.slow
 def test_tensorboard_has_every_epoch_once_also_after_a_resume(settings, tmp_path, monkeypatch):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     s = settings(*QUICK, "logger=tensorboard", "fold=0", "schedule.max_epochs=4", "schedule.save_interval=2")
@@ -408,6 +414,7 @@ def test_an_option_that_changes_the_training_changes_the_protocol(compose_config
         names.add(protocol)
 
 
+@pytest.mark.slow
 def test_an_option_that_only_tells_more_is_another_run_of_the_same_protocol(compose_config):
     base, protocol = run_folder(compose_config), compose_config().protocol
     for option in ("evaluation.clustering=true", "evaluation.check_untrained_accuracy=true"):
@@ -423,6 +430,7 @@ def test_an_option_as_the_protocol_has_it_is_the_same_run(compose_config, option
     assert run_folder(compose_config, option) == run_folder(compose_config)
 
 
+@pytest.mark.slow
 def test_download_is_one_switch_that_decides_no_figure(compose_config):
     base = run_folder(compose_config, "dataset=cub200")
     for switch in ("dataset.download=true", "dataset.images.download=true"):

@@ -96,6 +96,7 @@ def served(tmp_path, local_server):
     return overrides, tmp_path / "data"
 
 
+@pytest.mark.slow
 def test_prepare_downloads_extracts_decodes_and_lists_every_image(served, local_server):
     overrides, data_root = served
     said = prepare(overrides)
@@ -115,6 +116,7 @@ def test_prepare_downloads_extracts_decodes_and_lists_every_image(served, local_
     assert local_server.paths == ["/CUB_200_2011.tgz"]
 
 
+@pytest.mark.slow
 def test_prepare_without_download_extracts_the_archive_that_lies_there(served, local_server):
     overrides, data_root = served
     (data_root / "cub200").mkdir(parents=True)
@@ -134,6 +136,7 @@ def test_training_with_download_goes_from_the_archive_to_a_record(served, compos
     assert 0 <= record.val["mean_average_precision_at_r"] <= 1
 
 
+@pytest.mark.slow
 def test_downloading_makes_no_other_cache(served):
     overrides, data_root = served
     prepare(overrides)

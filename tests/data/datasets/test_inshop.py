@@ -82,6 +82,7 @@ def test_it_downloads_itself_where_asked(tmp_path, local_server):
     assert len(images.labels) == 64
 
 
+@pytest.mark.slow
 def test_queries_search_the_gallery_and_nothing_else(tmp_path, compose_config):
     layouts.inshop(tmp_path / "data" / "inshop")
     overrides = [

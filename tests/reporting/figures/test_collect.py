@@ -109,6 +109,7 @@ def test_a_search_is_drawn_with_its_failures_and_the_papers_curve(tmp_path):
     assert lines["paper"].get_ydata() == pytest.approx(100 * np.array(paper))
 
 
+@pytest.mark.slow
 def test_learning_curves_are_of_runs_and_of_a_search_s_best_trial(tmp_path):
     reproductions(tmp_path, values=(0.6,))
     trials = [({}, [value]) for value in (0.3, 0.4, 0.35)]
@@ -122,6 +123,7 @@ def test_learning_curves_are_of_runs_and_of_a_search_s_best_trial(tmp_path):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("figure_2a", "figure_3a", "figure_3b")])
+@pytest.mark.slow
 def test_an_empty_folder_says_what_is_lacking(name, tmp_path):
     lacking = [found for found in collect(name, tmp_path) if not isinstance(found, Drawing)]
     assert len(lacking) == 1
@@ -157,6 +159,7 @@ def test_a_damaged_input_is_named_and_stops_no_other(tmp_path):
     assert "c/projection_test.npz: expected arrays that belong together" in found[2].text
 
 
+@pytest.mark.slow
 def test_the_command_draws_into_the_folder_of_figures_and_never_reads_from_it(tmp_path, capsys):
     reproductions(tmp_path, values=(0.6,))
     put(tmp_path, "figures/old", record("train", PROTOCOL, "cub200", "arcface"))

@@ -42,6 +42,7 @@ def drawing(name, outputs):
     return found[0]
 
 
+@pytest.mark.slow
 def test_figure_2a_has_the_reported_values_in_the_order_of_the_csv(tmp_path):
     figure = drawing("figure_2a", tmp_path).figure
     methods = [row["method"] for row in rows("figure_2a.csv")]
@@ -53,6 +54,7 @@ def test_figure_2a_has_the_reported_values_in_the_order_of_the_csv(tmp_path):
         assert np.array(bars(axes)) == pytest.approx(np.array(reported))
 
 
+@pytest.mark.slow
 def test_a_missing_value_is_a_dash_at_its_place(tmp_path):
     axes = panels(drawing("figure_2a", tmp_path).figure)["Cars196"]
     at = [i for i, row in enumerate(rows("figure_2a.csv")) if not row["cars196"]]
@@ -63,6 +65,7 @@ def test_a_missing_value_is_a_dash_at_its_place(tmp_path):
 @pytest.mark.parametrize(
     ("name", "metric"), [("figure_2b", "precision_at_1"), ("figure_2b_map_at_r", "mean_average_precision_at_r")]
 )
+@pytest.mark.slow
 def test_figure_2b_has_the_papers_means_and_intervals_in_order_of_year(name, metric, tmp_path):
     figure = drawing(name, tmp_path).figure
     order = list(loss_years())
@@ -128,6 +131,7 @@ def test_a_negative_improvement_hangs_below_zero():
     assert [text.get_text() for text in axes.texts] == ["\N{MINUS SIGN}2.5", "4.0"]
 
 
+@pytest.mark.slow
 def test_without_reproductions_the_papers_figure_says_what_is_lacking(tmp_path):
     found = list(collect("figure_2b", tmp_path))
     assert [type(item) for item in found] == [Drawing, Lacking]

@@ -71,6 +71,7 @@ def test_ids_of_two_figures_in_one_page_differ_and_references_hold():
         assert set(used) <= own
 
 
+@pytest.mark.slow
 def test_no_date_and_no_program_in_the_files():
     text = svg_text(figure(), *WORDS)
     assert "<metadata" not in text

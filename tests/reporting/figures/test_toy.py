@@ -20,6 +20,7 @@ TOLERANCE = {
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", ["a", "b", "c"])
+@pytest.mark.slow
 def test_recomputed_scores_are_the_papers(name, seed):
     scores = toy_scores(*toy_points(name, seed))
     for metric in TOY_METRICS:

@@ -303,6 +303,7 @@ def mined(x, labels, epsilon, with_self_pairs):
     return set(positives), set(negatives)
 
 
+@pytest.mark.slow
 def test_the_miner_chooses_the_pairs_of_its_definition():
     for kind in ("wide", "crowded"):
         for setting in SETTINGS:
