@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 
 from mlrc_lightning.cli.check import remove_refused
 from mlrc_lightning.cli.errors import USAGE_ERROR, exit_if_usage_error, run, wants_traceback
+from mlrc_lightning.cli.words import split_overrides
 from mlrc_lightning.files import config_folder
 from mlrc_lightning.protocol.finished import finished_trial, objective_values
 from mlrc_lightning.settings.compose import check_choices, prepare_hydra, trial_settings
@@ -64,6 +65,8 @@ def train(cfg: DictConfig) -> dict[str, list[float]]:
 
 def main() -> Any:
     """Runs the command line: an error that the user can cure is one message and exit code 2."""
+    words, overrides = split_overrides(sys.argv[1:])
+    sys.argv[1:] = [*words, *overrides]  # Hydra reads no override behind an option
     try:
         return run(train)
     except SystemExit as ended:

@@ -9,16 +9,19 @@ import sys
 from pathlib import Path
 
 from mlrc_lightning.cli.errors import run
+from mlrc_lightning.cli.words import split_overrides
 from mlrc_lightning.errors import ConfigError
 from mlrc_lightning.names import EMBEDDINGS, MAP_AT_R, METRICS, RECORD_FILE, SEARCH
 from mlrc_lightning.reporting.figures import NAMES
+
+_WITH_OVERRIDES = ("prepare", "evaluate", "reproduce", "table", "compare", "study")
+"""Commands with overrides as for train.py, KEY=VALUE, anywhere behind the command."""
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m mlrc_lightning", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     prepare = commands.add_parser("prepare", help="extract, check and decode a dataset before the first run")
-    prepare.add_argument("overrides", nargs="+", help="as for train.py: dataset=omniglot data_root=FOLDER …")
     prepare.add_argument("--config-dir", type=Path, help="your own YAML files, as for train.py")
     prepare.add_argument("--verify", action="store_true", help="compare all images decoded before with their digests")
     status = commands.add_parser("status", help="where searches stand, also while they run")
@@ -33,20 +36,18 @@ def _parser() -> argparse.ArgumentParser:
     figure.add_argument("--outputs", type=Path, default=Path("outputs"), help="results below it")
     figure.add_argument("--format", choices=["png", "svg", "html", "all"], default="all")
     evaluate = commands.add_parser("evaluate", help="evaluate the kept models of finished runs again")
-    evaluate.add_argument(
-        "words", nargs="+", metavar="RUN", help="folders or record.json files of runs; and places as KEY=VALUE"
-    )
+    evaluate.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folders or record.json files of runs")
     evaluate.add_argument("--split", choices=("test", "val", "train"), default="test", help="classes to retrieve in")
     evaluate.add_argument("--embedding", choices=(*EMBEDDINGS, "both"), default="both")
     reproduce = commands.add_parser(
         "reproduce", help="train runs again from their records, and compare; or run experiment folders of the original"
     )
     reproduce.add_argument(
-        "words",
-        nargs="+",
+        "runs",
+        nargs="*",
+        type=Path,
         metavar="RUN",
-        help="folders or record.json files of runs, and places as KEY=VALUE; or folders with configs/*.yaml of"
-        " powerful-benchmarker, and overrides KEY=VALUE as for train.py, which win over those folders'",
+        help="folders or record.json files of runs, or folders with configs/*.yaml of powerful-benchmarker",
     )
     reproduce.add_argument("--name", help="of the new folder, beside the old one; otherwise OLD-again")
     reproduce.add_argument("--exact", action="store_true", help="demand the same packages and, on a CPU, equal weights")
@@ -69,7 +70,6 @@ def _parser() -> argparse.ArgumentParser:
     calibration.add_argument("--seed", type=int, default=0, help="of all draws")
     table = commands.add_parser("table", help="a table of the paper from all results so far, with its manifest")
     table.add_argument("name", help="cub200, cars196, sop, cub200_batch256, hyperparameters, reported, toy, demo, …")
-    table.add_argument("overrides", nargs="*", help="as for train.py: num_runs=3 trunk.name=resnet50 …")
     table.add_argument("--outputs", type=Path, default=Path("outputs"), help="where results are")
     table.add_argument("--format", default="all", help="md, tex, csv, html, or all of them")
     table.add_argument("--protocol", help="whose runs; by default that of the configuration")
@@ -77,7 +77,6 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--into", type=Path, help="a text file whose block <!-- NAME table --> gets the table")
     compare = commands.add_parser("compare", help="test every two losses of a setting's table on the same queries")
     compare.add_argument("name", help="of the table")
-    compare.add_argument("overrides", nargs="*", help="as for table")
     compare.add_argument("--outputs", type=Path, default=Path("outputs"), help="where results are")
     compare.add_argument("--protocol", help="whose runs; by default that of the configuration")
     compare.add_argument("--source", default=SEARCH, help="of the hyperparameters: search, paper or given")
@@ -94,7 +93,6 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--outputs", type=Path, default=Path("outputs"), help="where results are")
     study = commands.add_parser("study", help="run the searches and reproductions of a table that are missing")
     study.add_argument("name", help="of an experiment or a dataset: cub200, cars196, sop, cub200_batch256, demo, …")
-    study.add_argument("overrides", nargs="*", help="as for train.py")
     study.add_argument("--losses", nargs="*", default=[], help="by default the paper's 14")
     study.add_argument("--hyperparameters", default="search", help="search, or paper, which skips the searches")
     study.add_argument("--runs", type=int, help="reproductions of each loss")
@@ -104,6 +102,10 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--outputs", type=Path, default=Path("outputs"), help="where results go")
     study.add_argument("--plan", action="store_true", help="only tell how many models are left, and how long they take")
     study.add_argument("--dry-run", action="store_true", help="only print the commands")
+    for name in _WITH_OVERRIDES:
+        commands.choices[
+            name
+        ].epilog = "Overrides as for train.py, such as dataset=cub200 num_runs=3, may stand anywhere."
     submit = commands.add_parser("submit", help="run a search as a SLURM job of its own, and return")
     submit.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="e.g. --sbatch=--time=3-00:00")
     submit.add_argument("--setup", action="append", default=[], metavar="LINE", help="shell line before the command")
@@ -184,12 +186,17 @@ _CODES = {"verify": _verify, "study": _study, "table": _table, "report": _report
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs one command. What goes wrong is one message and exit code 2."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    overrides: list[str] = []
+    if words and words[0] in _WITH_OVERRIDES:
+        words, overrides = split_overrides(words)
     parser = _parser()
-    parsed, rest = parser.parse_known_args(arguments)
-    if parsed.command in ("reproduce", "evaluate") and not any(word.startswith("-") for word in rest):
-        parsed.words += rest  # of which argparse reads none behind an option
+    parsed, rest = parser.parse_known_args(words)
+    if parsed.command in ("evaluate", "reproduce") and not any(word.startswith("-") for word in rest):
+        parsed.runs += map(Path, rest)  # of which argparse reads none behind an option
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    parsed.overrides = overrides
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 
     def command() -> None:
@@ -197,6 +204,8 @@ def main(arguments: list[str] | None = None) -> None:
         if parsed.command == "prepare":
             from mlrc_lightning.cli.prepare import prepare
 
+            if not parsed.overrides:
+                raise ConfigError("prepare: expected a dataset, as dataset=omniglot, found no override.")
             print(prepare(parsed.overrides, parsed.config_dir, parsed.verify))
         elif parsed.command == "status":
             # the plugin set is beside the package: called like any other program, and never imported
@@ -257,25 +266,23 @@ def _show(paths: list[Path]) -> None:
 def _evaluate(parsed: argparse.Namespace) -> None:
     from mlrc_lightning.cli.evaluate import evaluate
 
-    folders, overrides = _runs_and_overrides(parsed)
-    if not folders:
-        raise ConfigError(f"{' '.join(parsed.words)}: expected the folder of a run.")
-    for path in folders:
-        print(evaluate(path, parsed.split, parsed.embedding, parsed.config_dir, overrides), "\n", flush=True)
+    if not parsed.runs:
+        raise ConfigError("evaluate: expected the folder of a run, found none.")
+    for path in parsed.runs:
+        print(evaluate(path, parsed.split, parsed.embedding, parsed.config_dir, _places(parsed)), "\n", flush=True)
 
 
-def _runs_and_overrides(parsed: argparse.Namespace) -> tuple[list[Path], list[str]]:
-    overrides = [word for word in parsed.words if "=" in word and not Path(word).exists()]
-    folders = [Path(word) for word in parsed.words if word not in overrides]
-    return folders, overrides + ([] if parsed.data_root is None else [f"data_root={parsed.data_root}"])
+def _places(parsed: argparse.Namespace) -> list[str]:
+    given: list[str] = parsed.overrides
+    return given + ([] if parsed.data_root is None else [f"data_root={parsed.data_root}"])
 
 
 def _reproduce(parsed: argparse.Namespace) -> None:
     """Runs what folders describe once more: records of ours, experiments of the original."""
     from mlrc_lightning.original.translate import is_original
 
-    folders, overrides = _runs_and_overrides(parsed)
-    for folder in folders:
+    overrides = _places(parsed)
+    for folder in parsed.runs:
         if is_original(folder):
             _reproduce_original(folder, overrides, parsed.print)
             continue
@@ -289,10 +296,8 @@ def _reproduce(parsed: argparse.Namespace) -> None:
 
         where = {"config_folders": parsed.config_dir, "overrides": overrides}
         print(reproduce(folder, parsed.name, exact=parsed.exact, **where), "\n", flush=True)
-    if not folders:
-        raise ConfigError(
-            f"{' '.join(parsed.words)}: expected the folder of a run or of an experiment of the original."
-        )
+    if not parsed.runs:
+        raise ConfigError("reproduce: expected the folder of a run or of an experiment of the original, found none.")
 
 
 def _reproduce_original(folder: Path, overrides: list[str], only_print: bool) -> None:

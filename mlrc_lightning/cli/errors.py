@@ -45,6 +45,10 @@ def run(command: Callable[[], Any]) -> Any:
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted. The same command goes on from here.\n")
         sys.exit(130)
+    except BrokenPipeError:
+        # whoever read the output, as `head` does, has what it wanted; flushing at the end would fail once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except Exception as error:
         if wants_traceback():
             raise
@@ -57,7 +61,9 @@ def run(command: Callable[[], Any]) -> Any:
 
 def _call(command: Callable[[], Any]) -> Any:
     try:
-        return command()
+        result = command()
+        sys.stdout.flush()
+        return result
     except Exception:
         end_on_stop_signals()  # the error that a signal has become on its way out is none
         raise

@@ -125,7 +125,10 @@ def test_a_trial_prints_its_table_and_where_it_lies(smoke):
         (["trunk=timm"], "trunk.name: expected a value, found none"),
         (["hydra/sweeper=axx"], r"hydra/sweeper=axx: unknown. Did you mean ax\? Known: ax, basic, mlrc, mlrc_ax"),
         (["-m", "fold=0,1"], "fold.*may not be searched over: A search over folds would pick the easiest"),
-        (["-m", "folds=f0,f1"], "folds.*may not be searched over: A search over folds would pick the easiest"),
+        (
+            ["loss=arcface", "-m", "folds=f0,f1"],
+            "folds.*may not be searched over: A search over folds would pick the easiest",
+        ),
         (["-m", "seed=0,1"], "seed.*may not be searched over"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
