@@ -111,7 +111,7 @@ def message(error: BaseException) -> str:
     """Returns the error's message, with the nearest known name where Hydra could not find one."""
     from mlrc_lightning.settings.plain import error_of_a_resolver  # OmegaConf: a table does without it
 
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
         place = error.filename2 or error.filename or "a file"
         what = error.strerror or str(error)
         return (

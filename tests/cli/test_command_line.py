@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,7 +86,7 @@ def test_help_takes_little_more_processor_time_than_composing():
         return after.children_user + after.children_system - before.children_user - before.children_system
 
     times = {command: min(processor_seconds(*command.split()) for _ in range(3)) for command in ("--help", "--cfg job")}
-    assert times["--help"] < 1.6 * times["--cfg job"]  # 2.2 where Hydra copies its store for each group
+    assert times["--help"] < 1.8 * times["--cfg job"]  # 2.2 where Hydra copies its store for each group
 
 
 def test_help_shows_groups_and_values():
@@ -173,8 +174,7 @@ def damaged(folder, kind):
             (folder / "c03" / f"{number}.jpg").unlink()
     elif kind == "few classes":
         for label in range(5, 12):
-            for path in (folder / f"c{label:02d}").iterdir():
-                path.unlink()
+            shutil.rmtree(folder / f"c{label:02d}")
     elif kind == "missing":
         folder.rename(folder.with_name("elsewhere"))
 
