@@ -75,10 +75,12 @@ def _check(config: Any, *, is_sweep: bool) -> None:
             raise ConfigError(f"{key}={config.get(key)!r}: expected 1 or more.")
     require_name("sweep_name", config.get("sweep_name"))
     swept = [text for text in config.hydra.overrides.task if _is_sweep(text)] if is_sweep else []
-    if not swept:
-        # of numbered runs any one, since the others differ in their seed alone
-        run = 0 if config.run is None and (is_sweep or config.stage == UNTRAINED) else config.run
-        trial_settings(config, is_sweep_job=is_sweep, run=run if config.stage in ("reproduce", UNTRAINED) else None)
+    if swept:
+        # each combination has settings and a folder of its own, which the sweeper composes
+        return
+    # of numbered runs any one, since the others differ in their seed alone
+    run = 0 if config.run is None and (is_sweep or config.stage == UNTRAINED) else config.run
+    trial_settings(config, is_sweep_job=is_sweep, run=run if config.stage in ("reproduce", UNTRAINED) else None)
     key = "sweep" if is_sweep else "run"
     folder = Path(config.hydra[key].dir)
     _require_room(folder, f"hydra.{key}.dir")
