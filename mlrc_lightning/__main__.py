@@ -11,7 +11,7 @@ from pathlib import Path
 from mlrc_lightning.cli.errors import run
 from mlrc_lightning.cli.words import split_overrides
 from mlrc_lightning.errors import ConfigError
-from mlrc_lightning.names import EMBEDDINGS, MAP_AT_R, METRICS, RECORD_FILE, SEARCH
+from mlrc_lightning.names import EMBEDDING_CHOICES, EMBEDDINGS, MAP_AT_R, METRICS, RECORD_FILE, SEARCH
 from mlrc_lightning.reporting.figures import NAMES
 
 _WITH_OVERRIDES = ("prepare", "evaluate", "reproduce", "table", "compare", "study")
@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="evaluate the kept models of finished runs again")
     evaluate.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folders or record.json files of runs")
     evaluate.add_argument("--split", choices=("test", "val", "train"), default="test", help="classes to retrieve in")
-    evaluate.add_argument("--embedding", choices=(*EMBEDDINGS, "both"), default="both")
+    evaluate.add_argument("--embedding", choices=EMBEDDING_CHOICES, default="both")
     reproduce = commands.add_parser(
         "reproduce", help="train runs again from their records, and compare; or run experiment folders of the original"
     )
@@ -103,9 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--plan", action="store_true", help="only tell how many models are left, and how long they take")
     study.add_argument("--dry-run", action="store_true", help="only print the commands")
     for name in _WITH_OVERRIDES:
-        commands.choices[
-            name
-        ].epilog = "Overrides as for train.py, such as dataset=cub200 num_runs=3, may stand anywhere."
+        taking = commands.choices[name]
+        taking.epilog = "Overrides as for train.py, such as dataset=cub200 num_runs=3, may stand anywhere."
     submit = commands.add_parser("submit", help="run a search as a SLURM job of its own, and return")
     submit.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="e.g. --sbatch=--time=3-00:00")
     submit.add_argument("--setup", action="append", default=[], metavar="LINE", help="shell line before the command")

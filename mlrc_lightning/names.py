@@ -16,6 +16,8 @@ PER_QUERY = {
 """What a single query's value of each accuracy is called: the mean of average precisions is MAP@R."""
 EMBEDDINGS = {"concatenated": "Concatenated", "separated": "Separated"}
 """The two ways in which the models of all folds are tested, in the order of the paper's tables."""
+EMBEDDING_CHOICES = (*EMBEDDINGS, "both")
+"""What may be asked for."""
 
 UNTRAINED = "untrained"
 """The stage of runs without training, and the loss in their records."""

@@ -75,14 +75,17 @@ def _check(config: Any, *, is_sweep: bool) -> None:
             raise ConfigError(f"{key}={config.get(key)!r}: expected 1 or more.")
     require_name("sweep_name", config.get("sweep_name"))
     swept = [text for text in config.hydra.overrides.task if _is_sweep(text)] if is_sweep else []
-    if swept:
-        # each combination has settings and a folder of its own, which the sweeper composes
-        return
-    # of numbered runs any one, since the others differ in their seed alone
-    run = 0 if config.run is None and (is_sweep or config.stage == UNTRAINED) else config.run
-    trial_settings(config, is_sweep_job=is_sweep, run=run if config.stage in ("reproduce", UNTRAINED) else None)
+    if not swept:
+        # of numbered runs any one, since the others differ in their seed alone
+        run = 0 if config.run is None and (is_sweep or config.stage == UNTRAINED) else config.run
+        trial_settings(config, is_sweep_job=is_sweep, run=run if config.stage in ("reproduce", UNTRAINED) else None)
     key = "sweep" if is_sweep else "run"
-    folder = Path(config.hydra[key].dir)
+    try:
+        folder = Path(config.hydra[key].dir)
+    except Exception as error:
+        if not (swept and is_usage_error(error)):
+            raise
+        return  # it depends on what is swept, and the sweeper composes that for each search
     _require_room(folder, f"hydra.{key}.dir")
     if not os.path.lexists(folder):
         _new_folders[folder.absolute()] = [path for path in folder.absolute().parents if not os.path.lexists(path)]

@@ -29,7 +29,7 @@ def run(command: Callable[[], Any]) -> Any:
 
     Usage errors are those that say so (`is_usage_error`), and Hydra's and OmegaConf's about the configuration. They
     print one message and exit with 2; HYDRA_FULL_ERROR=1 shows their traceback as well. What a signal stopped exits
-    with `stopping.STOPPED`: a training between two steps, anything else at once.
+    with `parallel.signals.STOPPED`: a training between two steps, anything else at once.
     """
     # torch's threads spin while they wait; where two processes share the cores, both then take many times as long
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -9,15 +9,12 @@ from typing import Any
 
 from mlrc_lightning.data.splits import Split
 from mlrc_lightning.errors import ConfigError, RecordError
-from mlrc_lightning.names import EMBEDDINGS
 from mlrc_lightning.protocol.build import TrialData
 from mlrc_lightning.protocol.evaluation import evaluate_again
 from mlrc_lightning.reporting.tables.trial import comparison_table
 from mlrc_lightning.results.environment import environment
 from mlrc_lightning.results.records import EvaluationResult, TrialRecord, append_evaluation, read_run
 from mlrc_lightning.settings.recorded import recorded_settings
-
-CHOICES = (*EMBEDDINGS, "both")
 
 
 def evaluate(

@@ -199,9 +199,7 @@ def extract(archive: Path, folder: Path) -> None:
             destination = folder / entry.name
             if os.path.lexists(destination) and not _is_same_file(entry, destination):
                 kind = "folder" if entry.is_dir() else "file"
-                raise DatasetError(
-                    f"{destination}: {archive.name} holds a {kind} of this name. Remove or rename yours."
-                )
+                raise DatasetError(f"{destination}: {archive.name} holds a {kind} of this name. Move or rename yours.")
         for entry in entries:
             os.replace(entry, folder / entry.name)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:

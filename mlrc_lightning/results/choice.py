@@ -48,8 +48,8 @@ class Choice:
     def of(self, loss: str) -> RunSet | None:
         """Returns the set of runs that counts for a loss.
 
-        These are the runs of the search's best trial. Where there are none, the set that is furthest
-        on counts.
+        These are the runs of the search's best trial. Where there are none, the set that is
+        furthest on counts.
         """
         sets = [run_set for run_set in self.sets if run_set.loss == loss]
         search = self.searches.get(loss) if self.source == SEARCH else None

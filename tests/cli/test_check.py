@@ -79,6 +79,13 @@ def ended(composed, *, is_sweep=False, capsys=None):
     return capsys.readouterr().err
 
 
+def test_a_bad_folder_of_several_searches_is_refused_first(compose_config, capsys):
+    words = ["hydra.sweep.dir=/etc/passwd", "loss=triplet"]
+    composed = compose_config("experiment=smoke", *words, return_hydra_config=True)
+    composed.hydra.overrides.task = ["loss=triplet,contrastive"]
+    assert "hydra.sweep.dir=/etc/passwd: expected a folder" in ended(composed, is_sweep=True, capsys=capsys)
+
+
 @pytest.mark.parametrize("overrides", REFUSED)
 def test_a_bad_override_is_one_message(compose_config, capsys, tmp_path, monkeypatch, overrides):
     monkeypatch.chdir(tmp_path)

@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
+from mlrc_lightning import __main__
 from mlrc_lightning.__main__ import main
+from mlrc_lightning.cli import words
 from mlrc_lightning.cli.words import split_overrides
 
 
@@ -33,10 +35,10 @@ def test_a_file_is_no_override(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "words", [["glyphs", "--outputs", "OUT", "num_runs=2"], ["num_runs=2", "glyphs", "--outputs", "OUT"]]
+    "line", [["glyphs", "--outputs", "OUT", "num_runs=2"], ["num_runs=2", "glyphs", "--outputs", "OUT"]]
 )
-def test_a_table_takes_them_in_any_order(tmp_path, capsys, words):
-    main(["table", *(str(tmp_path) if word == "OUT" else word for word in words)])
+def test_a_table_takes_them_in_any_order(tmp_path, capsys, line):
+    main(["table", *(str(tmp_path) if word == "OUT" else word for word in line)])
     assert "glyphs (mlrc-small_cnn-" in capsys.readouterr().out
 
 
@@ -60,3 +62,15 @@ def test_a_reader_that_has_enough_ends_no_command_badly():
     done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_flags_and_lists_are_those_of_the_commands():
+    (commands,) = [action for action in __main__._parser()._actions if isinstance(action.choices, dict)]
+    options = [
+        (option, action.nargs)
+        for name in __main__._WITH_OVERRIDES
+        for action in commands.choices[name]._actions
+        for option in action.option_strings
+    ]
+    assert {option for option, nargs in options if nargs == 0} <= words._FLAGS
+    assert {option for option, nargs in options if nargs == "*"} == words._LISTS

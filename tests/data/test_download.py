@@ -315,7 +315,7 @@ def test_a_folder_of_the_user_is_not_overwritten(tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "mine.txt").write_text("mine")
     (tmp_path / "x.tgz").write_bytes(tar_with(*GOOD))
-    with pytest.raises(DatasetError, match="set: x.tgz holds a folder of this name. Remove or rename yours"):
+    with pytest.raises(DatasetError, match="set: x.tgz holds a folder of this name. Move or rename yours"):
         extract(tmp_path / "x.tgz", tmp_path)
     assert names(tmp_path / "set") == ["mine.txt"]
     assert not (tmp_path / "readme.txt").exists()
@@ -360,7 +360,7 @@ def test_a_file_of_the_user_is_not_replaced(tmp_path, kind):
     else:
         (tmp_path / "readme.txt").write_text("mine")
     (tmp_path / "x.tgz").write_bytes(tar_with(*GOOD))
-    with pytest.raises(DatasetError, match="readme.txt: x.tgz holds a file of this name. Remove or rename yours"):
+    with pytest.raises(DatasetError, match="readme.txt: x.tgz holds a file of this name. Move or rename yours"):
         extract(tmp_path / "x.tgz", tmp_path)
     assert (tmp_path / "readme.txt").read_text() == "mine"
     assert not (tmp_path / "set").exists()
